@@ -1,0 +1,1 @@
+"""Variational auto-encoders: distributions, networks, objectives, and experiments that can be trusted and repeated."""

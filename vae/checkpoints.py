@@ -1,0 +1,294 @@
+"""Checkpoints that outlive crashes and full disks, that show flipped bits, and that cannot carry code."""
+
+import contextlib
+import errno
+import io
+import logging
+import os
+import pickle
+import re
+import time
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor, nn
+
+from vae.errors import InputError, RunFailed
+
+FORMAT = 1  # what a run writes as checkpoint["vae"]["format"]; raised when old checkpoints can no longer be read
+PART = re.compile(r".*\.(?P<pid>\d+)\.part")
+HANDED_OVER = ".temp.ckpt"  # bare weights that Lightning's ddp_fork and ddp_spawn pass to the process that waits
+
+logger = logging.getLogger(__name__)
+
+
+class DurableCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all, whatever kills the process; reads one through `load`.
+
+    Lightning's own plugin swallows a PermissionError (`_atomic_save`, lightning #21800), so that a run ends as finished
+    with no file; and it moves the file from $TMPDIR, which is no atomic act across file systems. Raises RunFailed when
+    the file cannot be written: the file that was there before is then as it was.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        if storage_options is not None:
+            raise TypeError(f"storage_options={storage_options!r} is not supported: checkpoints are local files")
+        buffer = io.BytesIO()  # in memory first: what cannot be pickled leaves no trace on the disk
+        torch.save(checkpoint, buffer)
+        try:
+            replace(Path(path), buffer.getbuffer())
+        except OSError as error:
+            before = "the previous checkpoint is intact; " if Path(path).is_file() else ""
+            raise RunFailed(
+                f"cannot write the checkpoint {path}: {error.strerror or error}; {before}"
+                "make room or make the directory writable, then give the same command again to continue"
+            ) from error
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        location = "cpu" if map_location is None else map_location
+        return read(path, location) if Path(path).name == HANDED_OVER else load(path, location)
+
+
+def replace(path: Path, content: bytes | memoryview) -> None:
+    """Puts `content` in the place of the file at `path` in one step that survives a power cut; raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, never in $TMPDIR: os.replace is atomic within one file system only.
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes the names in `directory` durable, not only the contents behind them."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (
+            errno.EINVAL,
+            errno.ENOTSUP,
+            errno.ENOSYS,
+        ):  # file systems that have no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sweep_parts(directory: str | os.PathLike[str]) -> None:
+    """Removes the `.part` files of processes that died while writing; those of living processes stay.
+
+    For the start of a run: a file with our own process number is then a leftover too (containers reuse numbers).
+    """
+    for part in Path(directory).glob("*.part"):
+        match = PART.fullmatch(part.name)
+        if match and not _alive_elsewhere(int(match["pid"])):
+            logger.info("removing %s, which a killed process left behind", part)
+            part.unlink(missing_ok=True)
+
+
+def _alive_elsewhere(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def writable(directory: str | os.PathLike[str], bytes_needed: int) -> None:
+    """Tries, before training, what a checkpoint will need: create, reserve `bytes_needed`, sync, remove.
+
+    Raises InputError. Space is really reserved, because the free space that a file system reports knows no quota.
+    """
+    probe = Path(directory) / f"probe.{os.getpid()}.part"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        with open(probe, "wb") as file:
+            if bytes_needed > 0 and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, bytes_needed)
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(
+            f"cannot write checkpoints to {directory}: {error.strerror or error} ({bytes_needed / 1e6:.1f} MB are "
+            "needed); make room there, or give another directory with run_dir=..."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+
+
+def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
+    """A checkpoint that this project wrote, whole and without code; raises InputError with one line if it is not."""
+    checkpoint = read(path, map_location)
+    known = isinstance(checkpoint, dict) and {"state_dict", "pytorch-lightning_version", "vae"} <= checkpoint.keys()
+    if not known or not isinstance(checkpoint["vae"], dict):
+        raise _refusal(path, "is no checkpoint of this project")
+    if checkpoint["vae"].get("format") != FORMAT:
+        found = checkpoint["vae"].get("format")
+        raise _refusal(path, f"has format {found!r}, this version reads format {FORMAT}")
+    return checkpoint
+
+
+def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
+    """The content of a file that torch.save wrote, every byte that matters checked first; raises InputError."""
+    try:
+        with open(path, "rb") as file:  # opened once: what was checked is what is loaded
+            _verify(path, file)
+            file.seek(0)
+            return torch.load(file, map_location=map_location, weights_only=True, mmap=False)
+    except FileNotFoundError:
+        raise _refusal(path, "does not exist") from None
+    except pickle.UnpicklingError as error:
+        # The checksums were right, so this is no damage. Torch's advice to switch the check off stays with torch.
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({name[1]})" if name else ""
+        raise _refusal(path, f"holds code{what}: refused, nothing was executed") from None
+    except OSError as error:
+        raise _refusal(path, f"cannot be read ({error.strerror or type(error).__name__})") from None
+    except (
+        RuntimeError,
+        ValueError,
+        LookupError,
+        EOFError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+    ) as error:
+        raise _refusal(path, f"cannot be read as a checkpoint ({type(error).__name__})") from None
+
+
+def _verify(path: str | os.PathLike[str], file: BinaryIO) -> None:
+    """Raises InputError unless `file` is a zip archive, as torch writes it, in which every checksum is right."""
+    start = file.read(4)
+    if not start:
+        raise _refusal(path, "is empty")
+    if not zipfile.is_zipfile(file):
+        raise _refusal(path, "is truncated" if start == b"PK\x03\x04" else "is no checkpoint of this project")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            packed = any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())
+            damaged = None if packed else archive.testzip()
+    except Exception as error:  # zipfile answers damage with BadZipFile, struct.error, RuntimeError and others
+        raise _refusal(path, f"is damaged: {error}") from None
+    if packed:  # torch never compresses; this also keeps archives out that unpack to terabytes
+        raise _refusal(path, "is damaged, or no checkpoint of this project: its members are compressed")
+    if damaged is not None:
+        raise _refusal(path, f"is damaged: member {damaged} fails its checksum")
+
+
+def _refusal(path: str | os.PathLike[str], what: str) -> InputError:
+    other = {"last.ckpt": "best", "best.ckpt": "last"}.get(Path(path).name)
+    advice = (
+        f"continue from the other one (checkpoint={other}), or remove the run directory"
+        if other
+        else "give a checkpoint that a run of this project wrote"
+    )
+    return InputError(f"{os.fspath(path)} {' '.join(what.split())}; {advice}")
+
+
+def check_architecture(state_dict: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Raises InputError, naming the first tensor that `module` has and `state_dict` lacks, or the reverse, or both with
+    different shapes."""
+    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state_dict.items()}
+    for key in [*expected, *found]:
+        if expected.get(key) != found.get(key):
+            raise InputError(
+                f"the checkpoint does not fit the configured model: {key} is {found.get(key, 'missing')} in the "
+                f"checkpoint and {expected.get(key, 'missing')} in the model; use the configuration it was trained with"
+            )
+
+
+def resumable(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether a checkpoint written in `on_train_batch_end` of this batch lets a resumed run go on with the next batch.
+
+    Not amid accumulated gradients, which no checkpoint holds; nor when validation or the end of the epoch comes next:
+    Lightning would take them as done. `on_train_epoch_start` and `on_train_end` are the places for those.
+    """
+    every = trainer.val_check_batch  # None where validation goes by the clock
+    position = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
+    validation_next = every is not None and (position + 1) % every == 0
+    accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
+    return not (trainer.is_last_batch or validation_next or accumulating)
+
+
+class SaveLast(Checkpoint):
+    """Keeps `last.ckpt`, from which a run continues as if it had never stopped.
+
+    Written at the start, after every epoch and every `minutes` in its middle. "After" is the start of the next epoch
+    or the end of training: at `on_validation_end` and `on_train_epoch_end` the plateau scheduler has not yet seen the
+    epoch, and a run resumed from there would never show it.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], minutes: float = 10.0) -> None:
+        self.path = Path(directory) / "last.ckpt"
+        self.seconds = 60 * minutes
+        self._saved_at = time.monotonic()
+        self._batches: int | None = None  # taken when last saved
+        self._stopped = False
+
+    def save(self, trainer: Trainer) -> None:
+        """Writes `last.ckpt`, on every rank at once, at a place that `resumable` names; nothing if nothing is new."""
+        batches = trainer.fit_loop.total_batch_idx + 1
+        if batches != self._batches and not getattr(trainer, "fast_dev_run", 0):
+            self._stopped = trainer.should_stop
+            trainer.save_checkpoint(self.path, weights_only=False)
+            self._batches, self._saved_at = batches, time.monotonic()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning forgets that training was stopped early: without this line a resumed run trains another epoch.
+        trainer.should_stop = trainer.should_stop or self._stopped
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        due = time.monotonic() - self._saved_at >= self.seconds
+        if resumable(trainer, batch_idx) and trainer.strategy.reduce_boolean_decision(due, all=False):
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # To the end of the epoch in whose middle it resumed Lightning counts as restarting, and then it does not show
+        # that epoch to the plateau scheduler, for want of a metric. Here the metric has just been computed.
+        if not trainer.sanity_checking:
+            trainer.fit_loop.restarting = False
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.save(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # In on_train_epoch_start an epoch is announced and not begun: Lightning, resumed from there, would count an
+        # epoch without batches. Taken back, the checkpoint says that the epoch before is complete, no more.
+        loop = checkpoint["loops"]["fit_loop"]
+        for counts in (loop["epoch_progress"]["total"], loop["epoch_progress"]["current"]):
+            if counts["ready"] > counts["started"]:
+                counts["ready"] = counts["started"]
+                loop["state_dict"].pop("combined_loader", None)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stopped": self._stopped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._stopped = state_dict["stopped"]

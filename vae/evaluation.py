@@ -1,0 +1,171 @@
+"""What a trained model is worth: bounds on log p(x) with their errors, the use it makes of its latents, its samples.
+
+Every draw is a function of the seed and the image's place in the split: neither batch size nor device moves a figure
+beyond rounding. A figure in nats is per image, and is called NLL only where the likelihood is normalised.
+"""
+
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vae import features, metrics
+from vae.data import ImageDataModule, Images, as_floats
+from vae.distributions import NoiseStreams, fixed_noise
+from vae.model import VAE
+from vae.objectives import Terms, log_weights
+from vae.seeds import derive
+
+log = logging.getLogger(__name__)
+
+ROWS = 1000  # decoded at once: pixels of a chunk stay in a CPU's cache, and memory stays flat for any `samples`
+Figures = dict[str, float]
+
+
+def _chunks(vae: VAE, images: Tensor, size: int) -> Iterator[Tensor]:
+    """x (n, C, H, W) in [0, 1] on the model's device."""
+    for start in range(0, len(images), size):
+        yield as_floats(images[start : start + size].to(vae.prior_loc.device))
+
+
+@torch.inference_mode()
+def objective_figures(
+    vae: VAE, objective: Callable[..., Terms], images: Tensor, split: str, seed: int, step: int, batch: int = 1000
+) -> Figures:
+    """The objective's terms on a split, the same numbers as in training's validation, with standard errors."""
+    noise = NoiseStreams(derive(seed, f"evaluation {split}"))
+    losses, log_px, kl, sizes = [], [], [], []
+    for x in _chunks(vae, images, batch):
+        with fixed_noise(noise):
+            terms = objective(vae, x, step)
+        losses.append(terms.loss.double().cpu())
+        sizes.append(len(x))
+        log_px.append(terms.log_px.double().cpu())
+        kl.append(terms.kl.double().sum(-1).cpu())
+    weights = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
+    figures = {"loss": float((torch.stack(losses) * weights).sum()), "beta": terms.beta}
+    parts = {"reconstruction": -torch.cat(log_px), "kl": torch.cat(kl)}
+    if vae.likelihood.normalised:
+        parts["elbo"] = torch.cat(log_px) - torch.cat(kl)
+    for name, values in parts.items():
+        figures[name], figures[f"{name}_error"] = metrics.mean_and_error(values)
+    return {f"{split}/{name}": value for name, value in figures.items()}
+
+
+@dataclass
+class Posteriors:
+    """Means (N, D) and KL per latent (N, D) of a split, on the CPU."""
+
+    mu: Tensor
+    kl: Tensor
+
+
+@torch.inference_mode()
+def posteriors(vae: VAE, images: Tensor) -> Posteriors:
+    mu, kl = [], []
+    for x in _chunks(vae, images, 1000):
+        q = vae.encode(x)
+        mu.append(q.mean.cpu())
+        kl.append(torch.distributions.kl_divergence(q, vae.prior).cpu())
+    return Posteriors(torch.cat(mu), torch.cat(kl))
+
+
+@torch.inference_mode()
+def bounds(vae: VAE, images: Tensor, samples: int, seed: int, rows: int = ROWS, bar: bool = False) -> tuple[Tensor, Tensor]:
+    """ELBO (N,) and importance-weighted bound (N,) on log p(x), nats, from the same `samples` draws of z for each image.
+
+    The first is the mean over draws of log p(x, z) - log q(z|x), without error where q is the posterior; the second
+    their log-mean-exp (Burda et al. 2015, eq. 8). `rows` images times samples are decoded at once.
+    """
+    noise = NoiseStreams(derive(seed, "importance"))
+    size = max(1, rows // samples)
+    elbos, bounds_ = [], []
+    show = bar and sys.stderr.isatty()
+    for x in tqdm(_chunks(vae, images, size), "importance samples", math.ceil(len(images) / size), False, disable=not show):
+        with fixed_noise(noise):
+            log_w = log_weights(vae, x, samples).double()
+        elbos.append(log_w.mean(0).cpu())
+        bounds_.append(metrics.log_mean_exp(log_w).cpu())
+    return torch.cat(elbos), torch.cat(bounds_)
+
+
+def nats_figures(vae: VAE, images: Tensor, samples: int, seed: int, split: str) -> Figures:
+    """ELBO, rate, distortion and the importance-weighted NLL, each with its standard error over images."""
+    if not vae.likelihood.normalised or not samples:
+        return {}
+    elbo, bound = bounds(vae, images, samples, seed, bar=True)
+    rate = posteriors(vae, images).kl.double().sum(1)
+    figures: Figures = {"nll_samples": samples}
+    for name, values in {"elbo": elbo, "rate": rate, "distortion": -elbo - rate, "nll": -bound}.items():
+        figures[name], figures[f"{name}_error"] = metrics.mean_and_error(values)
+    if vae.likelihood.discrete:
+        pixels = math.prod(vae.image_shape)
+        figures["bits_per_dimension"] = metrics.bits_per_dimension(figures["nll"], pixels)
+        figures["bits_per_dimension_error"] = metrics.bits_per_dimension(figures["nll_error"], pixels)
+    return {f"{split}/{name}": value for name, value in figures.items()}
+
+
+def latent_figures(vae: VAE, train: Images, held_out: Images, split: str, probes: bool) -> Figures:
+    """Active units (Burda et al. 2015) and, with `probes`, what kNN and a linear map read off the posterior means."""
+    means = posteriors(vae, held_out.images)
+    figures: Figures = {"active_units": int(metrics.active_units(means.mu).sum())}
+    if probes:
+        data = posteriors(vae, train.images).mu, train.labels, means.mu, held_out.labels
+        figures["knn_accuracy"] = metrics.knn_accuracy(*data)
+        figures["linear_probe_accuracy"] = metrics.linear_probe_accuracy(*data)
+    return {f"{split}/{name}": value for name, value in figures.items()}
+
+
+@torch.inference_mode()
+def prior_samples(vae: VAE, count: int, seed: int, x: str) -> Tensor:
+    """Images (N, C, H, W) on the CPU; the first are the same for every `count`."""
+    generator = np.random.default_rng(derive(seed, "generated"))
+    z = torch.from_numpy(generator.standard_normal((count, vae.latent_dim), dtype=np.float32))
+    with fixed_noise(derive(seed, "generated x")), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive(seed, "generated x"))
+        return torch.cat([vae.sample(part.to(vae.prior_loc), x=x).clamp(0, 1).cpu() for part in z.split(1000)])
+
+
+def sample_mode(data: ImageDataModule) -> str:
+    """Binary data are met by samples of x, grey images by its mean, as the literature shows them."""
+    return "mean" if data.binarize == "none" else "sample"
+
+
+@dataclass
+class Generated:
+    """Samples and what the classifier and the training set say of them, for the figures."""
+
+    images: Tensor
+    counts: np.ndarray
+    classifier: str
+
+
+def sample_figures(vae: VAE, data: ImageDataModule, s: dict[str, Any], seed: int) -> tuple[Figures, Generated]:
+    """Frechet distance, precision and recall of prior samples against the test set, on a small classifier's features.
+
+    It is trained on the training split alone and named in the metric: figures of two classifiers do not compare.
+    """
+    train, real = data.train, data.test.images
+    net, name = features.feature_net(
+        Path(s["cache_dir"]), train.images, train.labels, data.classes, f"{data.md5} {data.binarize} {data.split}"
+    )
+    images = prior_samples(vae, s["generated"], seed, sample_mode(data))
+    real_features, _ = features.embed(net, real)
+    fake_features, predictions = features.embed(net, images)
+    count = min(len(real_features), len(fake_features))
+    precision, recall = metrics.precision_recall(real_features[:count], fake_features[:count])
+    frechet = metrics.frechet_distance(real_features, fake_features)
+    counts = metrics.class_histogram(predictions, data.classes)
+    shares = counts / counts.sum()
+    entropy = -float((shares[shares > 0] * np.log(shares[shares > 0])).sum())
+    figures = {f"frechet_{name}": frechet, f"precision_{name}": precision, f"recall_{name}": recall}
+    figures |= {f"class_entropy_{name}": entropy}
+    return {f"samples/{key}": value for key, value in figures.items()}, Generated(images, counts, name)

@@ -1,0 +1,203 @@
+"""A small classifier whose penultimate features serve the Frechet distance, precision and recall.
+
+Scores on such features compare models of one data set. They carry the net's name; none is called plain FID.
+"""
+
+import hashlib
+import io
+import logging
+import math
+import os
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vae.errors import InputError
+from vae.seeds import derive
+
+log = logging.getLogger(__name__)
+
+Array = np.ndarray | Tensor
+
+FEATURES = 64
+CHANNELS = (16, 32)
+BATCH = 100
+LR = 2e-3
+IMAGES_SEEN = 20_000  # small sets are repeated until the net has seen about this many ...
+EPOCHS = (2, 30)  # ... within these bounds
+# Part of every net's name, so that scores of two recipes never meet. The first entry counts code changes.
+RECIPE = (1, FEATURES, CHANNELS, BATCH, LR, IMAGES_SEEN, EPOCHS)
+
+
+class FeatureNet(nn.Module):
+    """Two strided convolutions and a linear layer: images (N, C, H, W) in [0, 1] -> 64 features -> logits.
+
+    Batch norm before each ReLU: without it half the features were 0 on every image. Images smaller than 4 x 4
+    raise InputError.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        c, h, w = image_shape
+        if min(h, w) < 4:
+            raise InputError(f"images of {h} x {w} pixels: the feature net needs 4 x 4 or more; use a larger data set")
+        flat = CHANNELS[1] * math.ceil(h / 4) * math.ceil(w / 4)
+        self.body = nn.Sequential(
+            *_block(nn.Conv2d(c, CHANNELS[0], 5, stride=2, padding=2), nn.BatchNorm2d(CHANNELS[0])),
+            *_block(nn.Conv2d(*CHANNELS, 5, stride=2, padding=2), nn.BatchNorm2d(CHANNELS[1])),
+            nn.Flatten(),
+            *_block(nn.Linear(flat, FEATURES), nn.BatchNorm1d(FEATURES)),
+        )
+        self.head = nn.Linear(FEATURES, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """x (N, C, H, W) in [0, 1] -> (N, 64), non-negative."""
+        return self.body(x.contiguous(memory_format=torch.channels_last))  # a third faster on CPU
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+def _block(layer: nn.Module, norm: nn.Module) -> tuple[nn.Module, ...]:
+    return layer, norm, nn.ReLU()
+
+
+def _fresh(image_shape: tuple[int, int, int], classes: int, seed: int) -> FeatureNet:
+    """Initial weights are a function of the seed; the caller's random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would reseed the GPUs too, and nobody restores those.
+        torch.default_generator.manual_seed(derive(seed, "feature net weights"))
+        return FeatureNet(image_shape, classes)
+
+
+def train_feature_net(images: Array, labels: Array, classes: int, seed: int, epochs: int | None = None) -> FeatureNet:
+    """Classifier of uint8 images (N, C, H, W) with labels (N,), trained on the CPU; returned frozen, in eval mode.
+
+    A function of its arguments on one machine and thread count. By default 2 epochs of a large set, up to 30 of
+    a small one. It may be called under no_grad or inference_mode. Fewer than two images raise ValueError.
+    """
+    x, y = _tensor(images).cpu(), _tensor(labels).cpu().long()
+    if len(x) != len(y) or len(x) < 2:
+        raise ValueError(f"{len(x)} images, {len(y)} labels: as many of one as of the other are needed, at least two")
+    passes = epochs or min(max(math.ceil(IMAGES_SEEN / len(x)), EPOCHS[0]), EPOCHS[1])
+    with torch.inference_mode(False), torch.enable_grad():
+        net = _fresh(_shape(x), classes, seed)
+        _fit(net, x, y, passes, torch.Generator().manual_seed(derive(seed, "feature net order")))
+    return net.eval().requires_grad_(False)
+
+
+def _fit(net: FeatureNet, x: Tensor, y: Tensor, epochs: int, order: torch.Generator) -> None:
+    batches = max(1, len(x) // BATCH)  # of sizes that differ by one at most: batch norm cannot take a rest of 1
+    optimizer = torch.optim.Adam(net.parameters(), lr=LR)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, epochs * batches)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x), generator=order).tensor_split(batches):
+            loss = F.cross_entropy(net(_unit(x[rows])), y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            decay.step()
+
+
+def feature_net(
+    cache_dir: Path, images: Array, labels: Array, classes: int, data_md5: str, seed: int = 0
+) -> tuple[FeatureNet, str]:
+    """The net of a data set, loaded from `cache_dir` or trained and kept there; and its name `convnet-<hash8>`.
+
+    The hash covers recipe, data_md5, image count and shape, classes and seed. Processes that ask at once wait
+    for the first. A cache that cannot be written costs the training again, said in a warning, and no more.
+    """
+    key = repr((RECIPE, data_md5, tuple(images.shape), classes, seed))
+    digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+    path = cache_dir / f"features-{digest}.pt"
+    with _locked(path) as locked:
+        net = _load(path, _fresh(_shape(images), classes, seed))
+        if net is None:
+            start = time.perf_counter()
+            net = train_feature_net(images, labels, classes, seed)
+            log.info("feature net convnet-%s trained in %.1f s", digest, time.perf_counter() - start)
+            if locked:
+                _save(net, path)
+    return net, f"convnet-{digest}"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Hold the lock of a cache file; False where its directory takes none, as a read-only one."""
+    from filelock import FileLock
+
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        log.warning("%s: the feature net cannot be kept there (%s)", path.parent, error)
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
+
+
+def _load(path: Path, net: FeatureNet) -> FeatureNet | None:
+    """`net` with the weights of `path`; None without such a file or, said in the log, if it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()  # torch.load lets flipped bits pass
+        if broken is not None:
+            raise zipfile.BadZipFile(f"bad checksum of {broken}")
+        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # bytes can be damaged in any way, and the cure is always the same
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        log.warning("%s is damaged (%s): the feature net is trained again", path, reason)
+        return None
+    return net.eval().requires_grad_(False)
+
+
+def _save(net: FeatureNet, path: Path) -> None:
+    """A kill leaves the old file or the new one; the lock's holder is the only writer of `.part`."""
+    content = io.BytesIO()
+    torch.save(net.state_dict(), content)
+    part = path.with_suffix(".part")
+    try:
+        with part.open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        log.warning("%s: the feature net could not be kept (%s)", path, error)
+
+
+@torch.inference_mode()
+def embed(net: FeatureNet, images: Array, batch: int = 1000) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W), uint8 or float in [0, 1] -> features (N, 64) and predicted classes (N,) on the CPU.
+
+    Computed on the net's device; leaves the net in eval mode.
+    """
+    device = next(net.eval().parameters()).device
+    features = [net.features(_unit(x.to(device))) for x in _tensor(images).split(batch)]
+    predictions = [net.head(f).argmax(1) for f in features]
+    return torch.cat(features).cpu(), torch.cat(predictions).cpu()
+
+
+def _unit(images: Tensor) -> Tensor:
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+
+
+def _tensor(values: Array) -> Tensor:
+    # torch warns of arrays it may not write to, as memory maps: those are copied.
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.require(values, requirements="W"))
+
+
+def _shape(images: Array) -> tuple[int, int, int]:
+    _, c, h, w = images.shape
+    return c, h, w

@@ -1,0 +1,166 @@
+"""Likelihood heads: what the decoder puts out -> p(x|z), a distribution over images (C, H, W).
+
+A head says how many parameters a pixel takes, whether its `log_prob` is normalised (so that nats may be compared)
+and which images it is defined on. `params` is (K, B, P, C, H, W).
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Bernoulli as TorchBernoulli
+from torch.distributions import ContinuousBernoulli as TorchContinuousBernoulli
+from torch.distributions import Distribution, Independent
+
+from vae.distributions import CalibratedNormal, DiscretizedLogistic, Normal, SquaredError
+from vae.errors import InputError
+
+LINKS: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "linear": lambda mean: mean}
+
+
+def _logit(mean: Tensor) -> Tensor:
+    return torch.logit(mean.clamp(1e-2, 1 - 1e-2))
+
+
+class Likelihood(nn.Module):
+    """The base of all heads; `mean` names the link from the decoder to the mean, `sigmoid` or `linear`."""
+
+    params_per_pixel = 1
+    normalised = True  # over images: a density, or a mass function where `discrete`
+    discrete = False
+    has_sigma = False  # whether `stddev` is something learned or chosen, worth a picture
+
+    def __init__(self, mean: str = "sigmoid") -> None:
+        super().__init__()
+        self.link = mean
+
+    def mean(self, params: Tensor) -> Tensor:
+        return LINKS[self.link](params)
+
+    def inverse_mean(self, mean: Tensor) -> Tensor:
+        """The decoder's output that gives this mean image: the start of its last bias (Burda et al. 2015's code)."""
+        return _logit(mean) if self.link == "sigmoid" else mean
+
+    def check(self, x: Tensor) -> None:
+        """Raises InputError, with what to do, if `x` (N, C, H, W) lies outside the support."""
+
+    def forward(self, params: Tensor) -> Distribution:
+        raise TypeError(f"{type(self).__name__} is the base of the heads: choose one of them")
+
+    def after_step(self, p: Distribution) -> None:
+        """Where a head learns from a batch by other means than gradients."""
+
+
+class SquaredErrorHead(Likelihood):
+    """The report's loss: `reconstruct=sample` draws x_hat ~ N(mu', sigma'^2), `mean` takes mu' (its figure 8)."""
+
+    normalised = False
+
+    def __init__(self, reconstruct: str = "sample", mean: str = "sigmoid") -> None:
+        super().__init__(mean)
+        self.reconstruct = reconstruct
+        self.params_per_pixel = 2 if reconstruct == "sample" else 1
+        self.has_sigma = reconstruct == "sample"
+
+    def forward(self, params: Tensor) -> SquaredError:
+        if self.reconstruct == "mean":
+            return SquaredError(self.mean(params.squeeze(-4)))
+        mean, log_var = params.unbind(-4)
+        return SquaredError(self.mean(mean), (0.5 * log_var).exp())
+
+
+class GaussianHead(Likelihood):
+    """N(x; mu', sigma^2), a density in nats. `sigma` is one of
+
+    - a number, the same for every pixel;
+    - `shared`: one number, learned;
+    - `pixel`: the decoder gives one for each pixel, at least `min_sigma` (a free one runs to 0 on constant pixels
+      and the density to infinity);
+    - `optimal`: the batch's root mean square error in training, its running mean in evaluation (Rybkin et al. 2021).
+    """
+
+    has_sigma = True
+    mse: Tensor
+    batches: Tensor
+
+    def __init__(self, sigma: float | str = 1.0, min_sigma: float = 0.01, mean: str = "sigmoid") -> None:
+        super().__init__(mean)
+        self.sigma, self.min_sigma = sigma, min_sigma
+        self.params_per_pixel = 2 if sigma == "pixel" else 1
+        if sigma == "shared":
+            self.log_sigma = nn.Parameter(torch.zeros(()))
+        if sigma == "optimal":
+            self.register_buffer("mse", torch.ones(()))
+            self.register_buffer("batches", torch.zeros(()))
+
+    def forward(self, params: Tensor) -> Distribution:
+        mean = self.mean(params.select(-4, 0))
+        if self.sigma == "optimal" and self.training:
+            return CalibratedNormal(mean, self.mse.sqrt())
+        return Independent(Normal(mean, self.scale(params).expand_as(mean)), 3, validate_args=False)
+
+    def scale(self, params: Tensor) -> Tensor:
+        """sigma, () or (K, B, C, H, W), in units of the grey scale [0, 1]."""
+        if self.sigma == "pixel":
+            return self.min_sigma + F.softplus(params.select(-4, 1))
+        if self.sigma == "shared":
+            return self.log_sigma.exp()
+        if self.sigma == "optimal":
+            return self.mse.sqrt()
+        return params.new_tensor(float(self.sigma))
+
+    def after_step(self, p: Distribution) -> None:
+        """A running mean over the last hundred batches or so; a plain mean until there are as many."""
+        if isinstance(p, CalibratedNormal) and p.mse is not None:
+            self.batches += 1
+            self.mse += (p.mse - self.mse) / self.batches.clamp(max=100)
+
+
+class BernoulliHead(Likelihood):
+    """p(x) for binary images (nats, discrete)."""
+
+    discrete = True
+
+    def check(self, x: Tensor) -> None:
+        if ((x != 0) & (x != 1)).any():
+            raise InputError(
+                "likelihood=bernoulli: the images have grey levels and it is defined on 0 and 1 only; binarise them with "
+                "data.binarize=dynamic (or static, threshold), or choose likelihood=continuous_bernoulli"
+            )
+
+    def forward(self, params: Tensor) -> Distribution:
+        return Independent(TorchBernoulli(logits=params.squeeze(-4), validate_args=False), 3, validate_args=False)
+
+
+class ContinuousBernoulliHead(Likelihood):
+    """A density on [0, 1] (Loaiza-Ganem and Cunningham 2019), what cross-entropy on grey pixels is often taken for."""
+
+    def forward(self, params: Tensor) -> Distribution:
+        p = TorchContinuousBernoulli(logits=params.squeeze(-4), validate_args=False)
+        return Independent(p, 3, validate_args=False)
+
+
+class DiscretizedLogisticHead(Likelihood):
+    """Mass on the 256 grey levels; location and scale for each pixel, the scale at least `min_scale`."""
+
+    params_per_pixel = 2
+    discrete = True
+    has_sigma = True
+
+    def __init__(self, min_scale: float = 1e-3, mean: str = "sigmoid") -> None:
+        super().__init__(mean)
+        self.min_scale = min_scale
+
+    def check(self, x: Tensor) -> None:
+        if not torch.allclose(x * 255, (x * 255).round(), atol=1e-3):
+            raise InputError(
+                "likelihood=discretized_logistic: the images are not on the 256 grey levels k/255 that it is defined on; "
+                "use 8-bit images, or likelihood=gaussian"
+            )
+
+    def forward(self, params: Tensor) -> DiscretizedLogistic:
+        loc, raw = params.unbind(-4)
+        # shifted so that an untrained decoder starts near a scale of 0.1, wide enough for gradients to flow
+        return DiscretizedLogistic(self.mean(loc), self.min_scale + F.softplus(raw - math.log(9.5)))

@@ -1,0 +1,197 @@
+"""LitVAE: the steps of training and evaluation around a VAE and an objective, for Lightning's trainer."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from vae.distributions import NoiseStreams, fixed_noise
+from vae.errors import RunFailed
+from vae.model import VAE
+from vae.objectives import Terms
+from vae.seeds import derive
+
+GRAD_NORM_EVERY = 50  # steps; a norm of all gradients each step would cost a hundredth of it
+
+
+class Meter:
+    """Sums over images, kept on the device and read once an epoch."""
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None  # loss, reconstruction, images, then KL (D,)
+        self.beta = math.nan
+
+    @torch.no_grad()
+    def add(self, terms: Terms) -> None:
+        images = terms.log_px.shape[0]
+        head = torch.stack([terms.loss.detach() * images, -terms.log_px.detach().sum()])
+        row = torch.cat([head, head.new_full((1,), images), terms.kl.detach().sum(0)]).double()
+        self.sums = row if self.sums is None else self.sums + row
+        self.beta = terms.beta
+
+    def kl_per_latent(self) -> Tensor:
+        """(D,), nats per image."""
+        assert self.sums is not None
+        return (self.sums[3:] / self.sums[2]).cpu()
+
+    def means(self, split: str, normalised: bool) -> dict[str, float]:
+        """Nats per image; the ELBO is never weighted and absent where the likelihood is not normalised."""
+        assert self.sums is not None
+        loss, reconstruction, images, *kl = self.sums.tolist()
+        means = {"loss": loss / images, "reconstruction": reconstruction / images, "kl": sum(kl) / images}
+        if normalised:
+            means["elbo"] = -means["reconstruction"] - means["kl"]
+        return {f"{split}/{name}": value for name, value in {**means, "beta": self.beta}.items()}
+
+
+class LitVAE(LightningModule):
+    """`objective(vae, x, step) -> Terms`; `optimizer` and `scheduler` are torch's own, given as partials.
+
+    All that a training step draws is a function of (seed, rank, step), all that an evaluation draws one of (seed,
+    split, place of the image): so a resumed run repeats an undisturbed one to the bit.
+    """
+
+    def __init__(
+        self,
+        vae: VAE,
+        objective: Callable[[VAE, Tensor, int], Terms],
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[[Optimizer], Any] | None = None,
+        seed: int = 0,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.vae, self.objective, self.seed = vae, objective, seed
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.settings = settings or {}
+        self.meters = {split: Meter() for split in ("train", "dev", "train_eval", "test")}
+        self.noise: dict[str, NoiseStreams] = {}
+        self.grad_norms: list[Tensor] = []
+        self.last_finite = (math.nan, -1)  # loss, step
+        self.broken: Tensor | None = None  # on an accelerator: whether a loss was not finite
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.parameters())
+        if self.scheduler is None:
+            return optimizer
+        schedule = {"scheduler": self.scheduler(optimizer), "interval": "epoch"}
+        if isinstance(schedule["scheduler"], ReduceLROnPlateau):
+            schedule["monitor"] = "dev/loss"
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, _ = batch  # (B, C, H, W) in [0, 1]
+        step = self.global_step
+        self._seed_step(step, batch_idx)
+        terms = self.objective(self.vae, x, step)
+        self._watch(terms, step)
+        self.meters["train"].add(terms)
+        return terms.loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(("dev", "train_eval")[dataloader_idx], batch[0], batch_idx)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate("test", batch[0], batch_idx)
+
+    def _evaluate(self, split: str, x: Tensor, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self.meters[split] = Meter()
+            self.noise[split] = NoiseStreams(derive(self.seed, f"evaluation {split}"))
+        with fixed_noise(self.noise[split]):
+            self.meters[split].add(self.objective(self.vae, x, self.global_step))
+
+    def on_validation_epoch_end(self) -> None:
+        """Training's sums too: validation closes the epoch, and checkpoints and figures want all of it."""
+        self.check_finite()
+        metrics = self.means("dev") | {"train_eval/loss": self.means("train_eval")["train_eval/loss"]}
+        if self.meters["train"].sums is not None:
+            metrics |= self.means("train")
+        if self.grad_norms:
+            metrics["train/grad_norm"] = torch.stack(self.grad_norms).mean().item()
+        self.log_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()})
+        self.meters["train"], self.grad_norms = Meter(), []
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({name: torch.tensor(v, dtype=torch.float64) for name, v in self.means("test").items()})
+
+    def means(self, split: str) -> dict[str, float]:
+        return self.meters[split].means(split, self.vae.likelihood.normalised)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self.broken is not None:
+            for p in self.parameters():
+                if p.grad is not None:
+                    p.grad = torch.where(self.broken, 0, p.grad)
+        if self.global_step % GRAD_NORM_EVERY == 0:
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            self.grad_norms.append(torch.nn.utils.get_total_norm(gradients).detach())
+
+    def _seed_step(self, step: int, batch_idx: int) -> None:
+        seed = derive(self.seed, "step", self.global_rank, step, batch_idx)
+        # not torch.manual_seed, which formats a stack trace for every accelerator that is not there
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _watch(self, terms: Terms, step: int) -> None:
+        """Stops before the weights take in a loss that is not finite; an accelerator is only read now and then."""
+        finite = terms.loss.detach().isfinite()
+        if self.device.type != "cpu":
+            self.broken = ~finite if self.broken is None else self.broken | ~finite
+            if step % GRAD_NORM_EVERY == 0:
+                self.check_finite()
+        elif finite:
+            self.last_finite = (terms.loss.item(), step)
+        else:
+            raise RunFailed(self._divergence(terms, step))
+
+    def check_finite(self) -> None:
+        """Raises RunFailed if a step on an accelerator met a loss that was not finite."""
+        if self.broken is not None and bool(self.broken):
+            step = self.global_step
+            raise RunFailed(
+                f"the loss stopped being finite in the {GRAD_NORM_EVERY} steps before step {step} (epoch "
+                f"{self.current_epoch}); no weight has taken it in; lower optimizer.lr={self._lr():g} or set "
+                "trainer.gradient_clip_val=1; the last good checkpoint is kept"
+            )
+
+    def _divergence(self, terms: Terms, step: int) -> str:
+        parts = {"reconstruction": -terms.log_px.mean().item(), "kl": terms.kl.sum(-1).mean().item()}
+        bad = [f"{name} = {value}" for name, value in parts.items() if not math.isfinite(value)]
+        value, when = self.last_finite
+        last = f"last finite loss {value:.6g} at step {when}" if when >= 0 else "no step before it was finite"
+        return (
+            f"the loss is {terms.loss.item()} at step {step} (epoch {self.current_epoch}): "
+            f"{' and '.join(bad) or 'the weighted sum'} is not finite; {last}; lower optimizer.lr={self._lr():g} or set "
+            "trainer.gradient_clip_val=1; the last good checkpoint is kept"
+        )
+
+    def _lr(self) -> float:
+        return self.trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What an epoch has summed up so far travels along, so that one resumed in its middle reports all of it."""
+        self.check_finite()
+        train = self.meters["train"]
+        checkpoint["vae"] = {
+            "format": 1,
+            "settings": self.settings,
+            "sums": None if train.sums is None else train.sums.cpu(),
+            "beta": train.beta,
+            "grad_norms": [g.cpu() for g in self.grad_norms],
+            "last_finite": list(self.last_finite),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["vae"]
+        train = self.meters["train"] = Meter()
+        train.sums = None if state["sums"] is None else state["sums"].to(self.device)
+        train.beta = state["beta"]
+        self.grad_norms = [g.to(self.device) for g in state["grad_norms"]]
+        self.last_finite = tuple(state["last_finite"])

@@ -1,0 +1,171 @@
+"""Measures of a finished model: pure functions of arrays, numpy or torch; numpy and plain numbers come back.
+
+Wrong shapes raise ValueError: they are a mistake in the calling code, not in a user's configuration.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae.errors import RunFailed
+
+Array = np.ndarray | Tensor
+
+
+def _numpy(values: Array) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def mean_and_error(values: Array) -> tuple[float, float]:
+    """Mean of (N,) independent values and its standard error, std (ddof 1) / sqrt(N).
+
+    One value alone has no error: it is nan. No value raises ValueError.
+    """
+    v = _numpy(values).astype(np.float64)  # (N,)
+    if v.ndim != 1 or not len(v):
+        raise ValueError(f"values of shape {v.shape}: a vector of at least one value is needed")
+    error = v.std(ddof=1) / math.sqrt(len(v)) if len(v) > 1 else math.nan
+    return float(v.mean()), float(error)
+
+
+def log_mean_exp(log_weights: Tensor, dim: int = 0) -> Tensor:
+    """log of the mean weight: (K, N) -> (N,), nats; the bound L_K of Burda et al. 2015, eq. 8."""
+    return log_weights.logsumexp(dim) - math.log(log_weights.shape[dim])
+
+
+def active_units(mu: Array, threshold: float = 0.01) -> np.ndarray:
+    """(N, D) posterior means -> bool (D,): Var_x(E[z_d | x]) > threshold (Burda et al. 2015, section 5.2)."""
+    return _numpy(mu).astype(np.float64).var(axis=0) > threshold
+
+
+def bits_per_dimension(nats: float, dimensions: int) -> float:
+    """Nats per image (a negative log-likelihood) in bits per pixel and channel."""
+    return nats / (dimensions * math.log(2))
+
+
+def knn_accuracy(train_mu: Array, train_labels: Array, mu: Array, labels: Array, k: int = 5) -> float:
+    """Share of mu (N, D) whose k nearest in train_mu (M, D) vote for its label; ties go to the lowest label.
+
+    Coordinates are not rescaled: the prior has set their scale.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+
+    knn = KNeighborsClassifier(k, algorithm="brute")  # a tree takes ten times as long from about 15 dimensions
+    knn.fit(_numpy(train_mu), _numpy(train_labels))
+    return float(knn.score(_numpy(mu), _numpy(labels)))
+
+
+def linear_probe_accuracy(train_mu: Array, train_labels: Array, mu: Array, labels: Array) -> float:
+    """Accuracy on mu (N, D) of a logistic regression fitted to train_mu (M, D), standardised by train_mu.
+
+    The L2 penalty (C = 1) keeps the optimum finite on separable classes, float64 the line search sound.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    probe.fit(_numpy(train_mu).astype(np.float64), _numpy(train_labels))
+    return float(probe.score(_numpy(mu).astype(np.float64), _numpy(labels)))
+
+
+def frechet_distance(a: Array, b: Array) -> float:
+    """Squared Frechet distance of the Gaussians fitted to a (N, F) and b (M, F): Heusel et al. 2017, eq. 6.
+
+    |m_a - m_b|^2 + tr(A + B - 2 (AB)^(1/2)), covariances A, B with ddof 1. With A = R_a'R_a and B = R_b'R_b the
+    last trace is the sum of the singular values of R_a R_b'. Each R comes from QR of the centred features: no
+    covariance has to be invertible, and no root of a rounding error is taken.
+    """
+    mean_a, root_a = _gaussian(a)
+    mean_b, root_b = _gaussian(b)
+    shift = np.square(mean_a - mean_b).sum()
+    fidelity = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
+    spread = np.square(root_a).sum() + np.square(root_b).sum() - 2 * fidelity
+    return float(shift + max(spread, 0.0))
+
+
+def _gaussian(features: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (F,) and a root R (r, F) of the covariance: R'R."""
+    x = _rows(features)
+    if len(x) < 2:
+        raise ValueError(f"{len(x)} feature row: a covariance needs at least two")
+    mean = x.mean(axis=0)
+    scaled: np.ndarray = (x - mean) / math.sqrt(len(x) - 1)
+    return mean, np.linalg.qr(scaled, mode="r")
+
+
+def precision_recall(real: Array, fake: Array, k: int = 3, chunk: int = 500) -> tuple[float, float]:
+    """Improved precision and recall (Kynkaanniemi et al. 2019, eq. 1 and 2) of real (N, F) and fake (M, F).
+
+    Precision: share of fake inside some real's ball; a ball reaches to the k-th nearest other of its own set.
+    Recall: the same with the sets exchanged. Memory: three matrices of chunk x max(N, M) float64.
+    """
+    r, f = torch.from_numpy(_rows(real)), torch.from_numpy(_rows(fake))
+    r_radius, f_radius = _radii(r, k, chunk), _radii(f, k, chunk)
+    f_inside = torch.zeros(len(f), dtype=torch.bool)
+    recalled = 0
+    for rows, radii in zip(r.split(chunk), r_radius.split(chunk), strict=True):
+        distance = _distances(rows, f)  # (chunk, M)
+        f_inside |= (distance <= radii[:, None]).any(0)
+        recalled += int((distance <= f_radius).any(1).sum())
+    return float(f_inside.double().mean()), recalled / len(r)
+
+
+def _radii(x: Tensor, k: int, chunk: int) -> Tensor:
+    """(N, F) -> (N,): distance to the k-th nearest other row; the nearest of all is the row itself."""
+    if len(x) <= k:
+        raise ValueError(f"{len(x)} feature rows: the {k}-th nearest neighbour needs more than {k}")
+    return torch.cat([_distances(rows, x).topk(k + 1, largest=False).values[:, -1] for rows in x.split(chunk)])
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    # Differences, not |x|^2 - 2xy + |y|^2: a copy must be at 0, or a ball of radius 0 would lose it.
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _rows(features: Array) -> np.ndarray:
+    x = _numpy(features).astype(np.float64)
+    if x.ndim != 2:
+        raise ValueError(f"features of shape {x.shape}: rows of features are needed")
+    if not np.isfinite(x).all():
+        bad = int((~np.isfinite(x)).any(axis=1).sum())
+        raise RunFailed(f"{bad} of {len(x)} feature rows hold NaN or infinity; look at the images they come from")
+    return x
+
+
+def nearest(x: Array, pool: Array, chunk: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """Where in pool (M, ...) the nearest to each x (N, ...) is, (N,), and its Euclidean distance (N,).
+
+    uint8 is divided by 255 on either side, so distances are in units of the pixel range. Memory: N x chunk
+    float64 beside x itself.
+    """
+    query, candidates = _numpy(x), _numpy(pool)
+    if query.shape[1:] != candidates.shape[1:] or not len(candidates):
+        raise ValueError(
+            f"x {query.shape} and pool {candidates.shape}: rows must have one shape, pool at least one row"
+        )
+    query = _unit(query)  # (N, P)
+    best, index = np.full(len(query), np.inf), np.zeros(len(query), dtype=np.int64)
+    for start in range(0, len(candidates), chunk):
+        c = _unit(candidates[start : start + chunk])
+        score = np.square(c).sum(axis=1) - 2 * query @ c.T  # (N, chunk): squared distance less |x|^2
+        low, at = score.min(axis=1), score.argmin(axis=1)
+        index, best = np.where(low < best, start + at, index), np.minimum(low, best)
+    # Again by differences: the score cancels, and a copied image must show as 0.
+    return index, np.linalg.norm(query - _unit(candidates[index]), axis=1)
+
+
+def _unit(images: np.ndarray) -> np.ndarray:
+    """(N, ...) -> float64 (N, P), uint8 scaled to [0, 1]."""
+    flat = images.reshape(len(images), math.prod(images.shape[1:])).astype(np.float64)
+    return flat / 255 if images.dtype == np.uint8 else flat
+
+
+def class_histogram(predictions: Array, classes: int) -> np.ndarray:
+    """Counts (classes,) of integer predictions (N,); one outside 0 .. classes - 1 raises ValueError."""
+    p = _numpy(predictions)
+    if p.size and not 0 <= p.min() <= p.max() < classes:
+        raise ValueError(f"predictions from {p.min()} to {p.max()}: 0 to {classes - 1} is allowed")
+    return np.bincount(p, minlength=classes)

@@ -1,0 +1,182 @@
+"""MLP and convolutional encoders and decoders for images of any shape (C, H, W).
+
+An encoder maps x (N, C, H, W) to (N, out_features); a decoder maps z (N, in_features) to (N, C, H, W), exactly.
+The convolutional decoder mirrors the encoder of the same settings: its sizes are the encoder's, read backwards.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from vae.errors import InputError
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "gelu": nn.GELU,
+    "silu": nn.SiLU, "tanh": nn.Tanh, "softplus": nn.Softplus, "sigmoid": nn.Sigmoid,
+}  # fmt: skip
+POOLS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
+Shape = tuple[int, int, int]
+
+
+def mlp(widths: Sequence[int], activation: str, dropout: float) -> nn.Sequential:
+    """Linear, activation, dropout for every step from one width to the next."""
+    layers: list[nn.Module] = []
+    for wide, narrow in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(wide, narrow), ACTIVATIONS[activation]()]
+        layers += [nn.Dropout(dropout)] if dropout else []
+    return nn.Sequential(*layers)
+
+
+class MLPEncoder(nn.Module):
+    def __init__(
+        self,
+        image_shape: Shape,
+        out_features: int,
+        hidden: Sequence[int] = (200, 200, 200),
+        activation: str = "relu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        widths = [math.prod(image_shape), *hidden]
+        self.hidden = mlp(widths, activation, dropout)
+        self.out = nn.Linear(widths[-1], out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.hidden(x.flatten(1)))
+
+
+class MLPDecoder(nn.Module):
+    def __init__(
+        self,
+        in_features: int,
+        image_shape: Shape,
+        hidden: Sequence[int] = (200, 200, 200),
+        activation: str = "relu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        widths = [in_features, *hidden]
+        self.image_shape = tuple(image_shape)
+        self.hidden = mlp(widths, activation, dropout)
+        self.out = nn.Linear(widths[-1], math.prod(image_shape))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.out(self.hidden(z)).unflatten(1, self.image_shape)
+
+
+class Stage(NamedTuple):
+    """One convolution and its pooling: (height, width) before, after the convolution, and after the pooling."""
+
+    before: tuple[int, int]
+    convolved: tuple[int, int]
+    pooled: tuple[int, int]
+
+
+def conv_sizes(
+    image_shape: Shape, layers: int, kernel_size: int, stride: int, padding: int, pool: str, half: str = "encoder"
+) -> list[Stage]:
+    """The sizes through a stack of convolutions; raises InputError, with the arithmetic, where one falls below 1."""
+    size, stages = (image_shape[1], image_shape[2]), []
+    for layer in range(1, layers + 1):
+        convolved = tuple((s + 2 * padding - kernel_size) // stride + 1 for s in size)
+        if min(convolved) < 1:
+            raise InputError(
+                f"model.{half}.kernel_size={kernel_size}: layer {layer} of {layers} sees {size[0]}x{size[1]} pixels and "
+                f"({min(size)} + 2*{padding} - {kernel_size}) // {stride} + 1 = {min(convolved)}, where at least 1 is needed; "
+                f"take a smaller kernel_size or stride, more padding, or fewer channels entries"
+            )
+        pooled = convolved if pool == "none" else tuple(s // 2 for s in convolved)
+        if min(pooled) < 1:
+            raise InputError(
+                f"model.{half}.pool={pool}: layer {layer} of {layers} pools {convolved[0]}x{convolved[1]} pixels and "
+                f"{min(convolved)} // 2 = 0, where at least 1 is needed; take pool=none or fewer channels entries"
+            )
+        stages.append(Stage(size, convolved, pooled))  # type: ignore[arg-type]  # tuples of two, by construction
+        size = pooled  # type: ignore[assignment]
+    return stages
+
+
+def norm_layer(norm: str, channels: int) -> Iterable[nn.Module]:
+    if norm == "batch":
+        return [nn.BatchNorm2d(channels)]
+    if norm == "group":
+        return [nn.GroupNorm(math.gcd(8, channels), channels)]
+    if norm == "layer":
+        return [nn.GroupNorm(1, channels)]
+    return []
+
+
+class ConvEncoder(nn.Module):
+    """Convolutions, then the linear layers `hidden`; dropout follows the linear layers, where nearly all weights are."""
+
+    def __init__(
+        self,
+        image_shape: Shape,
+        out_features: int,
+        channels: Sequence[int] = (32, 64),
+        kernel_size: int = 3,
+        stride: int = 2,
+        padding: int = 1,
+        pool: str = "none",
+        norm: str = "none",
+        hidden: Sequence[int] = (200,),
+        activation: str = "relu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        stages = conv_sizes(image_shape, len(channels), kernel_size, stride, padding, pool)
+        layers: list[nn.Module] = []
+        for c_in, c_out in zip([image_shape[0], *channels[:-1]], channels, strict=True):
+            layers += [nn.Conv2d(c_in, c_out, kernel_size, stride, padding), *norm_layer(norm, c_out)]
+            layers += [ACTIVATIONS[activation]()]
+            layers += [POOLS[pool](2)] if pool != "none" else []
+        self.convolutions = nn.Sequential(*layers)
+        widths = [channels[-1] * math.prod(stages[-1].pooled), *hidden]
+        self.hidden = mlp(widths, activation, dropout)
+        self.out = nn.Linear(widths[-1], out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.hidden(self.convolutions(x).flatten(1)))
+
+
+class ConvDecoder(nn.Module):
+    """The mirror of ConvEncoder: `channels`, `hidden` and the strides are given in the encoder's order."""
+
+    def __init__(
+        self,
+        in_features: int,
+        image_shape: Shape,
+        channels: Sequence[int] = (32, 64),
+        kernel_size: int = 3,
+        stride: int = 2,
+        padding: int = 1,
+        pool: str = "none",
+        norm: str = "none",
+        hidden: Sequence[int] = (200,),
+        activation: str = "relu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        stages = conv_sizes(image_shape, len(channels), kernel_size, stride, padding, pool, "decoder")
+        self.small = (channels[-1], *stages[-1].pooled)
+        widths = [in_features, *reversed(hidden), math.prod(self.small)]
+        self.hidden = mlp(widths, activation, dropout)
+        layers: list[nn.Module] = []
+        for i in reversed(range(len(channels))):
+            before, convolved, _ = stages[i]
+            c_out = channels[i - 1] if i else image_shape[0]
+            # what the floor division of the encoder's size dropped; always less than the stride
+            lost = [b - ((c - 1) * stride - 2 * padding + kernel_size) for b, c in zip(before, convolved, strict=True)]
+            layers += [nn.Upsample(size=convolved)] if pool != "none" else []
+            layers += [nn.ConvTranspose2d(channels[i], c_out, kernel_size, stride, padding, output_padding=lost)]
+            layers += [*norm_layer(norm, c_out), ACTIVATIONS[activation]()] if i else []
+        self.convolutions = nn.Sequential(*layers)
+
+    @property
+    def out(self) -> nn.Module:
+        return self.convolutions[-1]
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.convolutions(self.hidden(z).unflatten(1, self.small))

@@ -1,0 +1,98 @@
+"""What is optimised. Per image and in nats: log_px = E_q[log p(x|z)], kl = KL(q(z|x) || p(z)) for each latent."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from vae.metrics import log_mean_exp
+from vae.model import VAE
+from vae.schedules import constant
+
+Schedule = Callable[[int], float]
+
+
+@dataclass
+class Terms:
+    """One batch: `loss` () is differentiated; `log_px` (B,) and `kl` (B, D) are never weighted (nats per image)."""
+
+    loss: Tensor
+    log_px: Tensor
+    kl: Tensor
+    beta: float
+
+    @property
+    def elbo(self) -> Tensor:
+        """(B,), with beta 1 and no free bits; a bound on log p(x) only where the likelihood is normalised."""
+        return self.log_px - self.kl.sum(-1)
+
+
+def log_weights(vae: VAE, x: Tensor, samples: int) -> Tensor:
+    """log p(x, z) - log q(z|x) for z ~ q(z|x): x (B, C, H, W) -> (K, B), in nats.
+
+    Their mean over K is the ELBO, their log-mean-exp the importance-weighted bound (Burda et al. 2015, eq. 8), and
+    both go to log p(x) = log E_{p(z)}[p(x|z)], the report's eq. (1) put right.
+    """
+    q = vae.encode(x)
+    z = q.rsample(torch.Size((samples,)))  # (K, B, D)
+    log_px = vae.decode(z).log_prob(x)  # (K, B)
+    return log_px + (vae.prior.log_prob(z) - q.log_prob(z)).sum(-1)
+
+
+def as_schedule(beta: float | Schedule) -> Schedule:
+    return beta if callable(beta) else lambda step: constant(step, beta)
+
+
+class ELBO:
+    """beta KL(q(z|x) || p(z)) - E_q[log p(x|z)], each latent charged at least `free_bits` nats (Kingma et al. 2016).
+
+    With beta 1 and no free bits its negative is the ELBO, eq. (5) of the report; `samples` draws of z each.
+    """
+
+    def __init__(self, samples: int = 1, beta: float | Schedule = 1.0, free_bits: float = 0.0) -> None:
+        self.samples, self.beta, self.free_bits = samples, as_schedule(beta), free_bits
+
+    def __call__(self, vae: VAE, x: Tensor, step: int) -> Terms:
+        q = vae.encode(x)
+        z = q.rsample(torch.Size((self.samples,)))  # (K, B, D)
+        p = vae.decode(z)
+        log_px = p.log_prob(x).mean(0)  # (B,)
+        if vae.training:
+            vae.likelihood.after_step(p)
+        kl = kl_divergence(q, vae.prior)  # (B, D)
+        rate = kl.mean(0).clamp(min=self.free_bits).sum()
+        beta = self.beta(step)
+        return Terms(loss=beta * rate - log_px.mean(), log_px=log_px, kl=kl, beta=beta)
+
+
+class IWAE:
+    """The importance-weighted bound on `samples` draws (Burda et al. 2015, eq. 8), negative, averaged over images.
+
+    `gradient="dreg"` takes the doubly reparametrised estimator for the encoder (Tucker et al. 2018, eq. 8): the same
+    expectation, and a signal that does not drown as `samples` grows. The value of the loss is the bound in both.
+    """
+
+    def __init__(self, samples: int = 50, gradient: str = "plain") -> None:
+        self.samples, self.gradient = samples, gradient
+
+    def __call__(self, vae: VAE, x: Tensor, step: int) -> Terms:
+        q = vae.encode(x)
+        z = q.rsample(torch.Size((self.samples,)))  # (K, B, D)
+        p = vae.decode(z)
+        log_px = p.log_prob(x)  # (K, B)
+        if vae.training:
+            vae.likelihood.after_step(p)
+        posterior = q if self.gradient == "plain" else type(q)(q.loc.detach(), q.scale.detach())
+        log_w = log_px + (vae.prior.log_prob(z) - posterior.log_prob(z)).sum(-1)  # (K, B)
+        loss = -log_mean_exp(log_w).mean() if self.gradient == "plain" else self._dreg(log_w, z)
+        return Terms(loss=loss, log_px=log_px.mean(0), kl=kl_divergence(q, vae.prior), beta=1.0)
+
+    @staticmethod
+    def _dreg(log_w: Tensor, z: Tensor) -> Tensor:
+        w = log_w.detach().softmax(0)  # (K, B), the normalised weights
+        if z.requires_grad:
+            z.register_hook(lambda gradient: w.unsqueeze(-1) * gradient)  # a second w on the way to the encoder
+        surrogate = -(w * log_w).sum(0).mean()
+        return surrogate - surrogate.detach() - log_mean_exp(log_w).mean().detach()

@@ -1,0 +1,365 @@
+"""A run directory and what is built from its configuration: the one way in, for training, commands and notebooks."""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+from hydra.utils import instantiate
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from vae import checkpoints, settings
+from vae.callbacks import EpochLine, History, Pictures, QuietBar, on_a_terminal
+from vae.checkpoints import DurableCheckpointIO, SaveLast
+from vae.data import ImageDataModule, as_floats
+from vae.errors import InputError
+from vae.lit import LitVAE
+from vae.model import VAE
+from vae.objectives import ELBO, IWAE
+from vae.seeds import derive
+from vae.signals import GracefulStop
+
+log = logging.getLogger(__name__)
+Settings = dict[str, Any]
+
+# Keys that may differ between two sittings of a run, because no result depends on them.
+FREE = (
+    "run_dir", "threads", "compile", "checkpoint", "trainer.accelerator", "trainer.enable_progress_bar",
+    "data.root", "data.mirrors", "data.timeout", "data.num_workers", "data.eval_batch_size",
+    "callbacks.checkpoint_minutes", "callbacks.figures_every", "evaluation.cache_dir",
+)  # fmt: skip
+GROWS = "trainer.max_epochs"
+CHECKPOINT_BYTES = 2**24  # what must be free before the first epoch; a checkpoint of the report's model has 6 MB
+
+
+# --- what is built ----------------------------------------------------------------------------------------------------
+
+
+def build(cfg: DictConfig | Settings) -> tuple[LitVAE, ImageDataModule]:
+    """The model and its data, set up (reads the files); raises InputError for what cannot be used or does not fit."""
+    s = settings.check(cfg) if isinstance(cfg, DictConfig) else cfg
+    data = build_data(s)
+    return build_model(s, data), data
+
+
+def build_data(s: Settings) -> ImageDataModule:
+    data = instantiate(s["data"], _convert_="all")
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def build_model(s: Settings, data: ImageDataModule) -> LitVAE:
+    """Weights are a function of the seed; the images are checked against the likelihood's support."""
+    decoder = dict(s["model"]["decoder"])
+    init_bias = decoder.pop("init_bias")
+    torch.default_generator.manual_seed(derive(s["seed"], "weights"))
+    vae = VAE(
+        encoder=instantiate(s["model"]["encoder"], _convert_="all"),
+        decoder=instantiate(decoder, _convert_="all"),
+        likelihood=instantiate(s["likelihood"], _convert_="all"),
+        latent_dim=s["latent_dim"],
+        image_shape=data.image_shape,
+    )
+    vae.likelihood.check(as_floats(data.dev.images))
+    if init_bias == "data":
+        start_at_mean(vae, data.train.images)
+    if s["compile"]:
+        vae.encoder.compile()
+        vae.decoder.compile()
+    has_schedule = s["scheduler"]["_target_"] is not None
+    return LitVAE(
+        vae,
+        objective=build_objective(s),
+        optimizer=instantiate(s["optimizer"], _convert_="all"),
+        scheduler=instantiate(s["scheduler"], _convert_="all") if has_schedule else None,
+        seed=s["seed"],
+        settings=s,
+    )
+
+
+def build_objective(s: Settings) -> ELBO | IWAE:
+    return instantiate(s["objective"], _convert_="all")
+
+
+@torch.no_grad()
+def start_at_mean(vae: VAE, images: Tensor) -> None:
+    """The last bias gives the training mean at the start: per pixel in an MLP, per channel in a convolution."""
+    mean = images.double().mean(0).div(255).float()  # (C, H, W)
+    bias = vae.decoder.out.bias
+    assert isinstance(bias, Tensor)
+    if bias.numel() % mean.numel():
+        mean = mean.mean((1, 2))
+    bias[: mean.numel()] = vae.likelihood.inverse_mean(mean).flatten()
+
+
+# --- the directory ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """A directory that belongs to one configuration, and to one process while that holds `lock`."""
+
+    directory: Path
+    settings: Settings
+    lock: FileLock | None = field(default=None, repr=False)
+
+    @property
+    def checkpoint_directory(self) -> Path:
+        return self.directory / "checkpoints"
+
+    def checkpoint(self, which: str) -> Path:
+        return self.checkpoint_directory / f"{which}.ckpt"
+
+    @property
+    def metrics(self) -> dict[str, Any] | None:
+        """What metrics.json says, or None before the run has ended."""
+        path = self.directory / "metrics.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    @property
+    def finished(self) -> bool:
+        metrics = self.metrics
+        if metrics is None:
+            return False
+        return metrics["epochs"] >= self.settings["trainer"]["max_epochs"] or bool(metrics["stopped_early"])
+
+    @property
+    def resume_from(self) -> Path | None:
+        """The checkpoint where it goes on, or None for a run that never wrote one."""
+        which = self.settings["checkpoint"]
+        path = self.checkpoint(which)
+        if path.exists():
+            return path
+        other = "best" if which == "last" else "last"
+        if self.checkpoint(other).exists():
+            raise InputError(
+                f"{path}: missing, though {other}.ckpt is there; continue from that with checkpoint={other}, "
+                "or start anew in another run_dir"
+            )
+        return None
+
+    def check(self) -> None:
+        """Raises InputError if the directory holds something else than a run of this configuration."""
+        path = self.directory / "config.yaml"
+        if path.exists():
+            self._compare(read_settings(path))
+        elif self.directory.exists() and any(p.name != ".lock" for p in self.directory.iterdir()):
+            raise InputError(
+                f"run_dir={self.directory}: is not empty and not a run (no config.yaml); name a new folder, "
+                "for example run_dir=outputs/mine"
+            )
+
+    def _compare(self, saved: Settings) -> None:
+        old, new = (dict(settings.leaves(s)) for s in (saved, self.settings))
+        differ = [k for k in sorted({*old, *new}) if k not in FREE and old.get(k) != new.get(k)]
+        if differ == [GROWS]:
+            metrics = self.metrics
+            trained = metrics["epochs"] if metrics else 0
+            if new[GROWS] >= min(old[GROWS], trained) and new[GROWS] >= trained:
+                return
+        if differ:
+            shown = ", ".join(f"{k} ({old.get(k, 'absent')} there, {new.get(k, 'absent')} now)" for k in differ[:6])
+            more = f" and {len(differ) - 6} more" if len(differ) > 6 else ""
+            raise InputError(
+                f"run_dir={self.directory}: belongs to another configuration, which differs in {shown}{more}; "
+                "give the same command to continue it, or another run_dir"
+            )
+
+    def open(self) -> None:
+        """Creates and locks it, and writes its configuration; raises InputError if another process works in it."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"run_dir={self.directory}: cannot be created ({error.strerror}); name a folder that can be written"
+            ) from error
+        checkpoints.writable(self.directory, CHECKPOINT_BYTES)
+        self.lock = FileLock(self.directory / ".lock")
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                f"run_dir={self.directory}: another process is working in it; wait for it or name another run_dir"
+            ) from None
+        self.check()
+        self.checkpoint_directory.mkdir(exist_ok=True)
+        checkpoints.sweep_parts(self.checkpoint_directory)
+        write(self.directory / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
+
+    def close(self) -> None:
+        if self.lock is not None:
+            self.lock.release()
+
+
+def read_settings(path: Path) -> Settings:
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}); restore it or take another run_dir") from error
+    if not isinstance(loaded, dict) or "latent_dim" not in loaded:
+        raise InputError(f"{path}: is not the configuration of a run of this project; restore it or take another run_dir")
+    return loaded
+
+
+def write(path: Path, text: str) -> None:
+    """The whole file or the old one, whatever happens in between."""
+    checkpoints.replace(path, text.encode())
+
+
+def load_run(directory: str | os.PathLike[str], which: str = "best") -> tuple[LitVAE, ImageDataModule, Run]:
+    """A trained model in eval mode with its data, from its directory; `which` is `best` or `last`.
+
+    Raises InputError, one line, for a directory that is no run and a checkpoint that is missing, damaged or foreign.
+    """
+    run = Run(Path(directory), {})
+    if not (run.directory / "config.yaml").exists():
+        raise InputError(f"{directory}: is not a run (no config.yaml); name a folder that train.py wrote")
+    run.settings = read_settings(run.directory / "config.yaml")
+    lit, data = build(run.settings)
+    load_weights(lit, run.checkpoint(which))
+    return lit.eval(), data, run
+
+
+def load_weights(lit: LitVAE, path: Path) -> dict[str, Any]:
+    checkpoint = checkpoints.load(path)
+    checkpoints.check_architecture(checkpoint["state_dict"], lit)
+    lit.load_state_dict(checkpoint["state_dict"])
+    return checkpoint
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def caption(s: Settings) -> str:
+    """What every figure says of its data: the set and, since nats depend on it, how it was binarised."""
+    grey = s["data"]["binarize"]
+    return f"{s['data']['name']}, {'grey levels' if grey == 'none' else f'{grey} binarisation'}"
+
+
+def trainer_of(run: Run, history: History, pictures: Pictures, stop: GracefulStop, last: SaveLast) -> Trainer:
+    s = run.settings
+    options = dict(s["trainer"])
+    bar = options.pop("enable_progress_bar")
+    bar = on_a_terminal() if bar is None else bar
+    monitor = s["callbacks"]["monitor"]
+    mode = "max" if monitor.endswith("elbo") else "min"
+    callbacks: list[Callback] = [history, EpochLine(history), pictures, LearningRateMonitor("epoch")]
+    callbacks += [QuietBar()] if bar else []
+    if s["callbacks"]["early_stopping"]:
+        # what is not finite is caught in the step, with its cause
+        patience = s["callbacks"]["early_stopping"]
+        callbacks.append(EarlyStopping(monitor, patience=patience, mode=mode, check_finite=False))
+    best = ModelCheckpoint(
+        run.checkpoint_directory, "best", monitor, mode=mode, save_top_k=1,
+        enable_version_counter=False, auto_insert_metric_name=False,
+    )  # fmt: skip
+    return Trainer(
+        **options,
+        callbacks=[*callbacks, best, last, stop],
+        logger=TensorBoardLogger(run.directory, name="", version="", default_hp_metric=False, purge_step=_purge(run)),
+        plugins=[DurableCheckpointIO()],
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10**9,  # nothing is logged by the step
+        use_distributed_sampler=False,
+        default_root_dir=run.directory,
+    )
+
+
+def _purge(run: Run) -> int | None:
+    """Hides events that the interrupted sitting wrote after its last checkpoint, as the resumed one writes them again."""
+    path = run.resume_from
+    return None if path is None else checkpoints.load(path)["global_step"] + 1
+
+
+def fit(run: Run, lit: LitVAE, data: ImageDataModule) -> tuple[History, Trainer]:
+    """Trains from where the directory stands to `trainer.max_epochs`."""
+    s = run.settings
+    history, last = History(), SaveLast(run.checkpoint_directory, s["callbacks"]["checkpoint_minutes"])
+    pictures = Pictures(s["callbacks"]["figures_every"], s["seed"], caption(s), anchors(s, data))
+    start = run.resume_from
+    if start is not None:
+        checkpoints.check_architecture(checkpoints.load(start)["state_dict"], lit)
+        log.info("continuing from %s", start)
+    with GracefulStop(last.save) as stop:
+        trainer = trainer_of(run, history, pictures, stop, last)
+        trainer.fit(lit, datamodule=data, ckpt_path=start, weights_only=True)
+    return history, trainer
+
+
+def anchors(s: Settings, data: ImageDataModule) -> dict[str, float]:
+    """What trivial models leave of dev's squared error: the mean training image, and PCA with as many components."""
+    if "SquaredError" not in s["likelihood"]["_target_"]:
+        return {}
+    train, dev = (as_floats(split.images).flatten(1) for split in (data.train, data.dev))
+    mean = train.mean(0)
+    centred = dev - mean
+    covariance = (train.T @ train) / len(train) - torch.outer(mean, mean)
+    _, axes = torch.linalg.eigh(covariance.double())
+    lines = {"mean image": centred.square().sum(1).mean().item()}
+    for components in sorted({2, s["latent_dim"], 32}):
+        if components < axes.shape[1]:
+            kept = centred.double() @ axes[:, -components:]
+            left = centred.double().square().sum(1) - kept.square().sum(1)
+            lines[f"PCA {components}"] = left.mean().item()
+    return lines
+
+
+def provenance(s: Settings, data: ImageDataModule, device: torch.device) -> dict[str, Any]:
+    names = ("torch", "lightning", "torchvision", "numpy", "hydra-core", "scikit-learn")
+    cuda = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "seed": s["seed"],
+        "git_commit": git_commit(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
+        "data_md5": data.md5,
+        "device": cuda or f"{device.type}, {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "command": " ".join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
+    }
+
+
+def git_commit() -> str | None:
+    """The project's commit, with `+changes` where the tree differs from it; None outside a git checkout."""
+    root = Path(__file__).parent.parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain").strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def configure_threads(s: Settings) -> None:
+    if s["threads"]:
+        torch.set_num_threads(s["threads"])
+
+
+Progress = Callable[[str, float], None]
+
+
+def save_config(run: Run, cfg: DictConfig, overrides: list[str], hydra_cfg: DictConfig) -> None:
+    """What Hydra would have put in `.hydra`, written only once the run is known to be sound."""
+    folder = run.directory / ".hydra"
+    folder.mkdir(exist_ok=True)
+    write(folder / "config.yaml", OmegaConf.to_yaml(cfg))
+    write(folder / "overrides.yaml", yaml.safe_dump(overrides))
+    write(folder / "hydra.yaml", OmegaConf.to_yaml(hydra_cfg))

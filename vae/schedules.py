@@ -1,0 +1,25 @@
+"""Functions of the step: the weight beta of the KL, and learning-rate schedules that take more than one of torch's classes."""
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+
+
+def constant(step: int, value: float = 1.0) -> float:
+    return value
+
+
+def linear(step: int, start: float = 0.0, end: float = 1.0, steps: int = 10_000) -> float:
+    """Warm-up: from `start` to `end` in `steps` steps, then `end` (Bowman et al. 2016; Sonderby et al. 2016)."""
+    return start + (end - start) * min(step / steps, 1.0)
+
+
+def cyclic(step: int, start: float = 0.0, end: float = 1.0, period: int = 10_000, ramp: float = 0.5) -> float:
+    """In every `period`: a rise for the share `ramp` of it, then `end` (Fu et al. 2019, eq. 6)."""
+    return linear(step % period, start, end, max(1, round(ramp * period)))
+
+
+def warmup_cosine(optimizer: Optimizer, warmup: int, epochs: int, start_factor: float = 0.01) -> LRScheduler:
+    """Linear warm-up over `warmup` epochs, then half a cosine to 0 at `epochs` (Loshchilov and Hutter 2017)."""
+    rise = LinearLR(optimizer, start_factor=start_factor, total_iters=warmup)
+    fall = CosineAnnealingLR(optimizer, T_max=max(1, epochs - warmup))
+    return SequentialLR(optimizer, [rise, fall], milestones=[warmup])

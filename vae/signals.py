@@ -1,0 +1,155 @@
+"""Ctrl-C, SIGTERM and a cluster's warning: stop between two batches, with a checkpoint that continues exactly there."""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from vae.checkpoints import resumable
+
+WORKER_GRACE = 30  # seconds that a data worker outlives a SIGTERM: enough for its process to stop at a boundary
+
+logger = logging.getLogger(__name__)
+
+
+class Stopped(BaseException):
+    """A signal ended the run. No Exception: neither Hydra's sweep nor a broad `except` may carry on.
+
+    Nor a KeyboardInterrupt, which Lightning turns into exit code 1.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signal = signal.Signals(signum)
+        self.exit_code = 128 + signum
+
+    def __str__(self) -> str:
+        return f"stopped by {self.signal.name}"
+
+
+class GracefulStop(Checkpoint):
+    """A context manager around a whole run, and a callback in its Trainer; `save(trainer)` writes the checkpoint.
+
+    While training, SIGINT and SIGTERM are noted, and at the next batch boundary the run is saved and Stopped raised;
+    in validation, after the epoch's end. A second SIGINT, or any signal outside training, raises Stopped at once. Under
+    Slurm, SIGUSR1 saves at the boundary and requeues the job, which trains on until its SIGTERM.
+
+    A Checkpoint by type because Lightning calls those last, when all other callbacks know of the batch.
+    """
+
+    def __init__(self, save: Callable[[Trainer], None]) -> None:
+        self.save = save
+        self._previous: dict[int, Any] = {}
+        self._pid = os.getpid()
+        self._training = False
+        self._stop: int | None = None
+        self._requeue = False
+
+    def __enter__(self) -> Self:
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if "SLURM_JOB_ID" in os.environ:
+            numbers.append(signal.SIGUSR1)  # taken before Lightning looks, which turns its own requeueing off
+        self._pid = os.getpid()
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in numbers}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._training = False
+        for number, handler in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._previous = {}
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            return  # a data worker inherited the handler; its process decides for it
+        if signum == signal.SIGUSR1:
+            self._requeue = True
+            self._say("SIGUSR1: saving at the next batch, then requeueing the job")
+        elif not self._training and self._stop is None:
+            self._stop = signum
+            raise Stopped(signum)
+        elif self._stop is None:
+            self._stop = signum
+            name = signal.Signals(signum).name
+            self._say(f"{name}: saving and stopping at the next batch; Ctrl-C stops at once, without saving")
+        elif signum == signal.SIGINT:
+            raise Stopped(signum)
+
+    def _say(self, line: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the signal came while the same stream was being written to
+            logger.warning(line)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning has put a handler of its own before ours, whose SIGTERMException would come before our boundary.
+        # It puts back what it found when it leaves, also after an exception.
+        for number in self._previous:
+            signal.signal(number, self._handle)
+        self._pid = os.getpid()  # of this rank, where ranks were forked
+        self._training = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if resumable(trainer, batch_idx):
+            self._boundary(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._boundary(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._training = False
+        self._boundary(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._training = False
+        if isinstance(exception, Stopped) and trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGTERM)  # ranks that this process started and nobody told
+
+    def _boundary(self, trainer: Trainer) -> None:
+        """Saves, requeues and stops if any rank was asked to; every rank must come by."""
+        anywhere = trainer.strategy.reduce_boolean_decision
+        if not anywhere(self._stop is not None or self._requeue, all=False):
+            return
+        self.save(trainer)
+        if anywhere(self._requeue, all=False):
+            self._requeue = False
+            if trainer.is_global_zero:
+                requeue()
+        if anywhere(self._stop is not None, all=False):
+            self._stop = self._stop or signal.SIGTERM
+            raise Stopped(self._stop)
+
+
+def requeue() -> None:
+    """Hands this Slurm job back to its queue; a failure is one line in the log, for training can go on."""
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
+        logger.info("requeued the Slurm job %s", job)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip()
+        logger.warning("could not requeue the Slurm job %s: %s; give the same command again later", job, reason)
+
+
+def ignore_in_worker(worker_id: int) -> None:
+    """The DataLoader's `worker_init_fn`: signals to the whole process group are for the main process to answer.
+
+    Ctrl-C, `timeout` and `scancel` reach workers too, and a worker that dies early kills the run before its boundary.
+    SIGTERM only sets an alarm, so that no worker stays for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda signum, frame: signal.alarm(WORKER_GRACE))
