@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
+from urllib.error import HTTPError
 
 import numpy as np
 
@@ -198,7 +199,7 @@ def _gz(path: Path) -> Path:
 
 
 def _md5_inside(source: Source, path: Path) -> str | None:
-    """The sum of what the `.gz` beside a file holds; None when there is none, or it is not the published one."""
+    """The sum of what the `.gz` beside a file holds; None when there is no such file, or a wrong one."""
     if not _good_gz(source, path):
         return None
     with gzip.open(_gz(path), "rb") as file:
@@ -257,7 +258,7 @@ def _download(bases: list[str], target: Path, md5: str, timeout: float) -> None:
 
 def _download_from(url: str, target: Path, md5: str, timeout: float) -> None:
     deadline = time.monotonic() + PATIENCE * timeout
-    with _within(timeout, lambda: urllib.request.urlopen(url, timeout=timeout)) as response:
+    with _within(timeout, lambda: _open(url, timeout)) as response:
         length = response.headers.get("Content-Length")
 
         def read() -> bytes:
@@ -266,6 +267,14 @@ def _download_from(url: str, target: Path, md5: str, timeout: float) -> None:
             return response.read1(CHUNK)  # what has come, not a whole chunk: a trickle must meet the deadline
 
         _write(target, read, md5, int(length) if length else None)
+
+
+def _open(url: str, timeout: float) -> Any:
+    try:
+        return urllib.request.urlopen(url, timeout=timeout)
+    except HTTPError as error:
+        error.close()  # it is the answer too, and holds the connection
+        raise
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
