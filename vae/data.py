@@ -137,7 +137,7 @@ class ResumableLoader(DataLoader[Batch]):
             generator=torch.Generator(),  # else each epoch draws a number from torch's global stream
         )
         self.handed = 0
-        self.done = done or (lambda: self.handed)
+        self.done = done  # no lambda on self: workers freed by way of a reference cycle take 5 s each to end
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch asks for its own private iterator
         self.handed = self.sampler.first()
@@ -147,7 +147,7 @@ class ResumableLoader(DataLoader[Batch]):
 
     def state_dict(self) -> dict[str, int]:
         """The position: the epoch, and how many of its batches are done."""
-        return {"epoch": self.sampler.epoch, "batches": self.done()}
+        return {"epoch": self.sampler.epoch, "batches": self.done() if self.done else self.handed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on from a stored position; it holds for the epoch it names and no other."""
@@ -273,6 +273,8 @@ class ImageDataModule(LightningDataModule):
         self.seed = _at_least("seed", seed, 0)
         self.repeat = _at_least("repeat", repeat, 1)
         self.mirrors = mirrors
+        if not timeout > 0:
+            raise InputError(f"data.timeout={timeout}: must be a number of seconds above 0")
         self.timeout = timeout
         self.is_set_up = False
 
@@ -283,6 +285,11 @@ class ImageDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Reads, cuts and binarises the sets; a second call does nothing, whatever the stage."""
+        if overfit := getattr(self.trainer, "overfit_batches", 0):
+            raise InputError(
+                f"trainer.overfit_batches={overfit}: it replaces the order of the batches, which resuming "
+                "needs; use trainer.limit_train_batches, or a larger data.dev_size to train on fewer images"
+            )
         if self.is_set_up:
             return
         loaded = _load_digits(self.test_size) if self.name == "digits" else _load_idx(self.name, self.root)
@@ -293,9 +300,7 @@ class ImageDataModule(LightningDataModule):
         self.test = Images(*self._binarized(*test, 2))
         if self.binarize == "dynamic":
             self.train = Images(*grey, repeat=self.repeat)
-            self.train_eval = Images(
-                *self._binarized(grey[0][:TRAIN_EVAL_SIZE], grey[1][:TRAIN_EVAL_SIZE], 0)
-            )
+            self.train_eval = Images(*self._binarized(grey[0][:TRAIN_EVAL_SIZE], grey[1][:TRAIN_EVAL_SIZE], 0))
         else:
             self.train = Images(*self._binarized(*grey, 0), repeat=self.repeat)
             self.train_eval = Images(self.train.images[:TRAIN_EVAL_SIZE], self.train.labels[:TRAIN_EVAL_SIZE])
@@ -339,11 +344,6 @@ class ImageDataModule(LightningDataModule):
         trainer = self.trainer
         if trainer is None:
             return ResumableLoader(self.train, self._batches(0, 1), self.num_workers)
-        if overfit := getattr(trainer, "overfit_batches", 0):
-            raise InputError(
-                f"trainer.overfit_batches={overfit}: it replaces the order of the batches, which resuming "
-                "needs; use trainer.limit_train_batches, or a larger data.dev_size to train on fewer images"
-            )
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress
         sampler = self._batches(trainer.global_rank, trainer.world_size)
         return ResumableLoader(self.train, sampler, self.num_workers, done=lambda: progress.current.processed)
@@ -362,9 +362,7 @@ class ImageDataModule(LightningDataModule):
     def _eval_loader(self, images: Images) -> DataLoader[Batch]:
         """In order, the whole set on every rank: no image counts twice, no rank needs another's sums."""
         sampler = EpochBatches(images, self.eval_batch_size, shuffle=False)
-        return DataLoader(
-            images, batch_size=None, sampler=sampler, collate_fn=_as_is, generator=torch.Generator()
-        )
+        return DataLoader(images, batch_size=None, sampler=sampler, collate_fn=_as_is, generator=torch.Generator())
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """uint8 images (B, C, H, W) as float32 in [0, 1] on their device, drawn anew in dynamic training."""

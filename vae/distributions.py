@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions import Normal as TorchNormal
 
+Shape = torch.Size | list[int] | tuple[int, ...]
 LEVELS = 255  # grey levels of an image are 0/255, 1/255, ..., 255/255
 
 
@@ -56,14 +57,14 @@ class Normal(TorchNormal):
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
         super().__init__(loc, scale, validate_args=False)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """z = mu + sigma e, e ~ N(0, I): the reparametrisation trick (Kingma and Welling 2014, section 2.4)."""
         shape = self._extended_shape(torch.Size(sample_shape))
         streams = _streams.get()
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device) if streams is None else streams(shape)
         return torch.addcmul(self.loc, self.scale, noise.to(self.loc))
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         with torch.no_grad():
             return self.rsample(sample_shape)
 
@@ -106,12 +107,12 @@ class SquaredError(ImageDistribution):
         """sigma', the spread of the sampled reconstruction: 0 where the mean is the reconstruction."""
         return torch.zeros_like(self.loc) if self.scale is None else self.scale
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         if self.scale is None:
             return self.loc.expand(self._extended_shape(torch.Size(sample_shape)))
         return Normal(self.loc, self.scale).rsample(sample_shape)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         with torch.no_grad():
             return self.rsample(sample_shape)
 
@@ -141,7 +142,7 @@ class CalibratedNormal(ImageDistribution):
     def stddev(self) -> Tensor:
         return self._stddev.expand_as(self.loc)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         return Normal(self.loc, self.stddev).sample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -174,7 +175,7 @@ class DiscretizedLogistic(ImageDistribution):
         terms = torch.where(highest, zero, above) + torch.where(lowest, zero, below)
         return self._sum(terms + torch.where(lowest | highest, zero, width))
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
         tiny = torch.finfo(self.loc.dtype).tiny
         uniform = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device).clamp(min=tiny)
@@ -197,4 +198,3 @@ class DiscretizedLogistic(ImageDistribution):
         for level, weight in enumerate(weights.tolist()):
             total += weight / LEVELS * torch.sigmoid((self.loc - (level + 0.5) / LEVELS) / self.scale)
         return total
-

@@ -2,7 +2,7 @@
 
 
 class InputError(Exception):
-    """What the user gave cannot be used (exit code 2): names the key or file, its value, what is allowed, what to do."""
+    """What the user gave cannot be used (exit code 2): the key or file, its value, what is allowed, what to do."""
 
     exit_code = 2
 

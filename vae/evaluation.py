@@ -79,17 +79,19 @@ def posteriors(vae: VAE, images: Tensor) -> Posteriors:
 
 
 @torch.inference_mode()
-def bounds(vae: VAE, images: Tensor, samples: int, seed: int, rows: int = ROWS, bar: bool = False) -> tuple[Tensor, Tensor]:
-    """ELBO (N,) and importance-weighted bound (N,) on log p(x), nats, from the same `samples` draws of z for each image.
+def bounds(
+    vae: VAE, images: Tensor, samples: int, seed: int, rows: int = ROWS, bar: bool = False
+) -> tuple[Tensor, Tensor]:
+    """ELBO (N,) and importance-weighted bound (N,) on log p(x), in nats, from the same `samples` draws for each image.
 
     The first is the mean over draws of log p(x, z) - log q(z|x), without error where q is the posterior; the second
     their log-mean-exp (Burda et al. 2015, eq. 8). `rows` images times samples are decoded at once.
     """
-    noise = NoiseStreams(derive(seed, "importance"))
+    noise, count = NoiseStreams(derive(seed, "importance")), len(images)
     size = max(1, rows // samples)
     elbos, bounds_ = [], []
-    show = bar and sys.stderr.isatty()
-    for x in tqdm(_chunks(vae, images, size), "importance samples", math.ceil(len(images) / size), False, disable=not show):
+    hidden = not (bar and sys.stderr.isatty())
+    for x in tqdm(_chunks(vae, images, size), "importance samples", -(-count // size), False, disable=hidden):
         with fixed_noise(noise):
             log_w = log_weights(vae, x, samples).double()
         elbos.append(log_w.mean(0).cpu())

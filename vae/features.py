@@ -47,7 +47,7 @@ class FeatureNet(nn.Module):
         super().__init__()
         c, h, w = image_shape
         if min(h, w) < 4:
-            raise InputError(f"images of {h} x {w} pixels: the feature net needs 4 x 4 or more; use a larger data set")
+            raise InputError(f"images of {h} x {w} pixels: the feature net needs 4 x 4; use larger images")
         flat = CHANNELS[1] * math.ceil(h / 4) * math.ceil(w / 4)
         self.body = nn.Sequential(
             *_block(nn.Conv2d(c, CHANNELS[0], 5, stride=2, padding=2), nn.BatchNorm2d(CHANNELS[0])),
@@ -77,15 +77,21 @@ def _fresh(image_shape: tuple[int, int, int], classes: int, seed: int) -> Featur
         return FeatureNet(image_shape, classes)
 
 
-def train_feature_net(images: Array, labels: Array, classes: int, seed: int, epochs: int | None = None) -> FeatureNet:
-    """Classifier of uint8 images (N, C, H, W) with labels (N,), trained on the CPU; returned frozen, in eval mode.
+def train_feature_net(
+    images: Array,
+    labels: Array,
+    classes: int,
+    seed: int,
+    epochs: int | None = None,
+) -> FeatureNet:
+    """Classifier of uint8 images (N, C, H, W) with labels (N,), trained on the CPU; frozen, in eval mode.
 
-    A function of its arguments on one machine and thread count. By default 2 epochs of a large set, up to 30 of
-    a small one. It may be called under no_grad or inference_mode. Fewer than two images raise ValueError.
+    A function of its arguments on one machine and thread count. By default 2 epochs of a large set, up to 30
+    of a small one. It may be called under no_grad or inference_mode. Fewer than two images raise ValueError.
     """
     x, y = _tensor(images).cpu(), _tensor(labels).cpu().long()
     if len(x) != len(y) or len(x) < 2:
-        raise ValueError(f"{len(x)} images, {len(y)} labels: as many of one as of the other are needed, at least two")
+        raise ValueError(f"{len(x)} images, {len(y)} labels: equally many are needed, two or more")
     passes = epochs or min(max(math.ceil(IMAGES_SEEN / len(x)), EPOCHS[0]), EPOCHS[1])
     with torch.inference_mode(False), torch.enable_grad():
         net = _fresh(_shape(x), classes, seed)
@@ -94,8 +100,8 @@ def train_feature_net(images: Array, labels: Array, classes: int, seed: int, epo
 
 
 def _fit(net: FeatureNet, x: Tensor, y: Tensor, epochs: int, order: torch.Generator) -> None:
-    batches = max(1, len(x) // BATCH)  # of sizes that differ by one at most: batch norm cannot take a rest of 1
-    optimizer = torch.optim.Adam(net.parameters(), lr=LR)
+    batches = max(1, len(x) // BATCH)  # equal up to one image: batch norm cannot take a rest of 1
+    optimizer = torch.optim.Adam(net.parameters(), lr=LR, fused=True)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, epochs * batches)
     for _ in range(epochs):
         for rows in torch.randperm(len(x), generator=order).tensor_split(batches):
@@ -109,7 +115,7 @@ def _fit(net: FeatureNet, x: Tensor, y: Tensor, epochs: int, order: torch.Genera
 def feature_net(
     cache_dir: Path, images: Array, labels: Array, classes: int, data_md5: str, seed: int = 0
 ) -> tuple[FeatureNet, str]:
-    """The net of a data set, loaded from `cache_dir` or trained and kept there; and its name `convnet-<hash8>`.
+    """The net of a data set, loaded from `cache_dir` or trained and kept there; its name `convnet-<hash8>`.
 
     The hash covers recipe, data_md5, image count and shape, classes and seed. Processes that ask at once wait
     for the first. A cache that cannot be written costs the training again, said in a warning, and no more.
@@ -179,7 +185,7 @@ def _save(net: FeatureNet, path: Path) -> None:
 
 @torch.inference_mode()
 def embed(net: FeatureNet, images: Array, batch: int = 1000) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W), uint8 or float in [0, 1] -> features (N, 64) and predicted classes (N,) on the CPU.
+    """Images (N, C, H, W), uint8 or float in [0, 1] -> features (N, 64), predictions (N,); both on the CPU.
 
     Computed on the net's device; leaves the net in eval mode.
     """

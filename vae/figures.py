@@ -7,6 +7,7 @@ shape raises a ValueError that names the argument.
 
 import os
 import threading
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +37,18 @@ DPI = 128  # a power of two: pixels / DPI * DPI is exact, so images land on whol
 INK, MUTED, FAINT = "#222222", "#666666", "#dddddd"
 RED, BLUE, IDLE = "#c8372d", "#2a6fbb", "#b4b4b4"
 # Petroff (2021): at least 17 apart in CIELAB under every colour blindness, where tab10 comes down to 5.
-PALETTE = matplotlib.color_sequences["petroff10"]
+PALETTE = [
+    "#3f90da",
+    "#ffa90e",
+    "#bd1f01",
+    "#94a4a2",
+    "#832db6",
+    "#a96b59",
+    "#e76300",
+    "#b9ac70",
+    "#717581",
+    "#92dadd",
+]
 HALO = [withStroke(linewidth=3, foreground="white")]  # keeps text readable on dots and lines
 MARGIN = 16  # pixels of white around a picture
 CELL, PAGE = 96, 1216  # pixels: the largest side of a drawn image, the widest run of images in a row
@@ -92,9 +104,7 @@ def _classes(labels: Any, length: int, names: Names | None) -> tuple[np.ndarray,
     """Integer labels (length,) and a name for each class up to the largest."""
     array = _vector("labels", labels, length)
     if (array < 0).any() or (array % 1).any():
-        raise ValueError(
-            f"labels: expected integers from 0, found {array[(array < 0) | (array % 1 > 0)][0]:g}"
-        )
+        raise ValueError(f"labels: expected integers from 0, found {array[(array < 0) | (array % 1 > 0)][0]:g}")
     count = int(array.max()) + 1
     if names is not None and len(names) < count:
         raise ValueError(f"class_names: {len(names)} names, but a label is {count - 1}")
@@ -128,16 +138,22 @@ def _wrap(figure: Figure, text: str, font: FontProperties, width: float) -> list
             if _text_width(figure, joined, font) <= width:
                 line = joined
                 continue
-            if line:
-                lines.append(line)
-            line = ""
-            for letter in word:
-                if line and _text_width(figure, line + letter, font) > width:
-                    lines.append(line)
-                    line = ""
-                line += letter
+            *pieces, last = _pieces(figure, word, font, width)
+            lines += [line, *pieces] if line else pieces
+            line = last
         lines.append(line)
     return lines
+
+
+def _pieces(figure: Figure, word: str, font: FontProperties, width: float) -> list[str]:
+    """The word cut into runs of letters that fit."""
+    pieces = []
+    while _text_width(figure, word, font) > width and len(word) > 1:
+        lengths = range(2, len(word))
+        fits = 1 + bisect_right(lengths, width, key=lambda n: _text_width(figure, word[:n], font))
+        pieces.append(word[:fits])
+        word = word[fits:]
+    return [*pieces, word]
 
 
 def _line_height(font: FontProperties) -> float:
@@ -205,9 +221,7 @@ def _dress(axis: Axes, title: str, x: str, y: str, note: str = "", grid: Grid = 
         axis.grid(visible=True, axis=grid, color=FAINT, linewidth=0.6)
 
 
-def _colour_bar(
-    figure: Figure, mappable: ScalarMappable, axes: Sequence[Axes], label: str, **settings: Any
-) -> None:
+def _colour_bar(figure: Figure, mappable: ScalarMappable, axes: Sequence[Axes], label: str, **settings: Any) -> None:
     bar = figure.colorbar(mappable, ax=axes, fraction=0.05, pad=0.03, **settings)
     bar.set_label(label, fontsize=9.5, color=INK)
     bar.ax.tick_params(labelsize=8.5, color=MUTED, labelcolor=INK)
@@ -215,9 +229,7 @@ def _colour_bar(
 
 
 def _legend(axis: Axes, **settings: Any) -> None:
-    legend = axis.legend(
-        fontsize=8.5, labelcolor=INK, facecolor="white", edgecolor="none", framealpha=0.9, **settings
-    )
+    legend = axis.legend(fontsize=8.5, labelcolor=INK, facecolor="white", edgecolor="none", framealpha=0.9, **settings)
     legend.set_zorder(6)
 
 
@@ -231,9 +243,7 @@ def _cell(height: int, width: int, columns: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _mosaic(
-    rows: Sequence[np.ndarray], caption: str, above: Names = (), left: Names = (), below: Names = ()
-) -> Figure:
+def _mosaic(rows: Sequence[np.ndarray], caption: str, above: Names = (), left: Names = (), below: Names = ()) -> Figure:
     """Rows of images (n, C, H, W), with labels above or at the left of each row and a line below each column.
 
     One axes counts in the PNG's own pixels: images are placed exactly, and hundreds stay cheap.
@@ -332,9 +342,7 @@ def neighbours(samples: Array, nearest: Array, distances: Array, caption: str) -
     drawn = _images("samples", samples)
     found = _images("nearest", nearest, like=drawn)
     below = [f"{distance:#.3g}".rstrip(".") for distance in _vector("distances", distances, len(drawn))]
-    return _mosaic(
-        [drawn, found], caption, above=["Samples", "Nearest training images, distance below"], below=below
-    )
+    return _mosaic([drawn, found], caption, above=["Samples", "Nearest training images, distance below"], below=below)
 
 
 # --- curves -------------------------------------------------------------------------------------------------
@@ -414,9 +422,7 @@ def _anchor(figure: Figure, axis: Axes, names: Names, values: np.ndarray) -> Non
         axis.text(1.045, shown, name, fontsize=size, color=MUTED, va="center", parse_math=False, **where)
         if inside:
             axis.axhline(values[index], color=MUTED, linewidth=1, linestyle=":", zorder=2)
-            axis.plot(
-                [1, 1.035], [at, shown], color=MUTED, linewidth=0.7, scalex=False, scaley=False, **where
-            )
+            axis.plot([1, 1.035], [at, shown], color=MUTED, linewidth=0.7, scalex=False, scaley=False, **where)
 
 
 def _spread(wanted: np.ndarray, gap: float) -> np.ndarray:
@@ -439,13 +445,16 @@ def sigma_history(history: Series, caption: str, label: str = "decoder's mean si
     _dress(axis, title, "epoch", label, _endings(epochs, values))
     _curve(axis, epochs, values, BLUE)
     if values.min() > 0 and values.max() > 10 * values.min():
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(
-            LogLocator(subs=(1, 2, 5) if values.max() < 1000 * values.min() else (1,))
-        )
-        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        _log_y(axis, few=values.max() < 1000 * values.min())
     return _settled(figure)
+
+
+def _log_y(axis: Axes, few: bool) -> None:
+    """A logarithmic y axis in plain text: the usual 10^k goes through a parser that threads would share."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def rate_distortion(rate: Array, distortion: Array, epochs: Array, caption: str) -> Figure:
@@ -475,9 +484,7 @@ def _padded(values: np.ndarray) -> tuple[float, float]:
 def _diagonals(axis: Axes) -> None:
     """Lines x + y = constant at round constants, each named where it leaves the axes."""
     (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
-    levels = [
-        c for c in MaxNLocator(9).tick_values(left + bottom, right + top) if left + bottom < c < right + top
-    ]
+    levels = [c for c in MaxNLocator(9).tick_values(left + bottom, right + top) if left + bottom < c < right + top]
     lines = [[(left, level - left), (right, level - right)] for level in levels]
     axis.add_collection(LineCollection(lines, colors=FAINT, linewidths=0.9, zorder=1), autolim=False)
     for level in levels:
@@ -525,9 +532,7 @@ def _pca(points: np.ndarray) -> tuple[np.ndarray, list[str]]:
         return points[:, :2] * 0, [f"principal component {k} (no variance)" for k in (1, 2)]
     pca = PCA(n_components=2, svd_solver="full").fit(points)
     shares = 100 * pca.explained_variance_ratio_
-    names = [
-        f"principal component {k} ({share:.1f} % of variance)" for k, share in enumerate(shares, start=1)
-    ]
+    names = [f"principal component {k} ({share:.1f} % of variance)" for k, share in enumerate(shares, start=1)]
     return pca.transform(points), names
 
 
@@ -541,14 +546,10 @@ def _plane(points: np.ndarray, classes: np.ndarray, names: Names, axes_names: Na
     axis.set_aspect("equal", adjustable="datalim")
     present = np.unique(classes)
     if all(len(names[k]) <= 3 for k in present):
-        _name_medians(
-            axis, {names[k]: np.median(points[classes == k], axis=0) for k in present}, np.ptp(points)
-        )
+        _name_medians(axis, {names[k]: np.median(points[classes == k], axis=0) for k in present}, np.ptp(points))
     dots = [Line2D([], [], marker="o", linestyle="", markersize=6, color=colours[k]) for k in present]
     text = {"fontsize": 9, "title": "class", "title_fontsize": 9, "labelcolor": INK, "frameon": False}
-    figure.legend(
-        dots, [names[k] for k in present], loc="outside right upper", ncols=1 + len(dots) // 31, **text
-    )
+    figure.legend(dots, [names[k] for k in present], loc="outside right upper", ncols=1 + len(dots) // 31, **text)
     return _settled(figure)
 
 
@@ -593,16 +594,21 @@ def kl_per_latent(kl: Array, caption: str, active: Array | None = None) -> Figur
     x = "latent, by its number, largest KL first" if named else "latents, largest KL first"
     _dress(axis, f"KL per latent: {nats.sum():.4g} nats in total", x, "KL (nats per image)", grid="y")
     # The edge keeps a bar of no height in sight.
-    axis.bar(range(len(nats)), nats[order], color=colours, edgecolor=colours, linewidth=1, width=0.75)
+    axis.bar(
+        range(len(nats)),
+        nats[order],
+        color=colours,
+        edgecolor=colours,
+        linewidth=1,
+        width=0.75 if named else 1,
+    )
     middle, half = (len(nats) - 1) / 2, max(len(nats), 4) / 2 + 0.2
     axis.set_xlim(middle - half, middle + half)
     if named:
         axis.set_xticks(range(len(nats)), [str(k) for k in order])
     if active is not None:
         groups = (BLUE, f"active: {on.sum()} of {len(nats)}"), (IDLE, f"inactive: {(~on).sum()}")
-        _legend(
-            axis, handles=[Patch(color=colour, label=label) for colour, label in groups], loc="upper right"
-        )
+        _legend(axis, handles=[Patch(color=colour, label=label) for colour, label in groups], loc="upper right")
     return _settled(figure)
 
 
@@ -656,7 +662,8 @@ def residuals(r: Array, caption: str) -> Figure:
     peak = max(density.max(), normal.max())
     axis.set(xlim=(-reach, reach), ylim=(0, 1.3 * peak))  # room above for the legend
     if peak > 2:
-        axis.set(yscale="log", ylim=(1e-5, 100 * peak))
+        _log_y(axis, few=False)
+        axis.set_ylim(1e-5, 100 * peak)
     _legend(axis, loc="upper right")
     return _settled(figure)
 
@@ -668,9 +675,7 @@ def class_histogram(counts: Array, caption: str, class_names: Names | None = Non
     """How many samples a classifier puts in each class (n_classes,), against equal shares."""
     found = _vector("counts", counts)
     if found.min() < 0 or found.sum() == 0:
-        raise ValueError(
-            f"counts: least {found.min():g}, sum {found.sum():g}; expected counts of at least one sample"
-        )
+        raise ValueError(f"counts: least {found.min():g}, sum {found.sum():g}; expected counts of at least one sample")
     if class_names is not None and len(class_names) != len(found):
         raise ValueError(f"class_names: {len(class_names)} names for {len(found)} counts")
     names = [str(k) for k in range(len(found))] if class_names is None else list(class_names)
@@ -681,12 +686,11 @@ def class_histogram(counts: Array, caption: str, class_names: Names | None = Non
     bars = axis.bar(range(len(found)), found, color=_colours(len(found)), width=0.8, zorder=2)
     if len(found) <= 20:
         shares = [f"{100 * value / total:.1f} %" for value in found]
-        axis.bar_label(bars, shares, fontsize=8.5, color=INK, padding=3, path_effects=HALO, zorder=4)
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        axis.bar_label(bars, shares, fontsize=8.5, color=INK, padding=3, bbox=paper, zorder=4)
     axis.axhline(equal, color=INK, linestyle="--", linewidth=1.2, zorder=3, label="equal shares")
     band = 2 * np.sqrt(equal * (1 - 1 / len(found)))
-    axis.axhspan(
-        equal - band, equal + band, color=INK, alpha=0.08, linewidth=0, label="\u00b1 2 sd by chance"
-    )
+    axis.axhspan(equal - band, equal + band, color=INK, alpha=0.08, linewidth=0, label="\u00b1 2 sd by chance")
     axis.set_xticks(range(len(found)), names, parse_math=False)
     axis.set_ylim(0, 1.22 * max(found.max(), equal))
     _legend(axis, loc="upper right", ncols=2)

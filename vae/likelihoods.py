@@ -126,8 +126,8 @@ class BernoulliHead(Likelihood):
     def check(self, x: Tensor) -> None:
         if ((x != 0) & (x != 1)).any():
             raise InputError(
-                "likelihood=bernoulli: the images have grey levels and it is defined on 0 and 1 only; binarise them with "
-                "data.binarize=dynamic (or static, threshold), or choose likelihood=continuous_bernoulli"
+                "likelihood=bernoulli: the images have grey levels and it is defined on 0 and 1 only; binarise them "
+                "with data.binarize=dynamic (or static, threshold), or choose likelihood=continuous_bernoulli"
             )
 
     def forward(self, params: Tensor) -> Distribution:
@@ -156,8 +156,8 @@ class DiscretizedLogisticHead(Likelihood):
     def check(self, x: Tensor) -> None:
         if not torch.allclose(x * 255, (x * 255).round(), atol=1e-3):
             raise InputError(
-                "likelihood=discretized_logistic: the images are not on the 256 grey levels k/255 that it is defined on; "
-                "use 8-bit images, or likelihood=gaussian"
+                "likelihood=discretized_logistic: the images are not on the 256 grey levels k/255 that it is "
+                "defined on; use 8-bit images, or likelihood=gaussian"
             )
 
     def forward(self, params: Tensor) -> DiscretizedLogistic:

@@ -168,8 +168,8 @@ class LitVAE(LightningModule):
         last = f"last finite loss {value:.6g} at step {when}" if when >= 0 else "no step before it was finite"
         return (
             f"the loss is {terms.loss.item()} at step {step} (epoch {self.current_epoch}): "
-            f"{' and '.join(bad) or 'the weighted sum'} is not finite; {last}; lower optimizer.lr={self._lr():g} or set "
-            "trainer.gradient_clip_val=1; the last good checkpoint is kept"
+            f"{' and '.join(bad) or 'the weighted sum'} is not finite; {last}; lower optimizer.lr={self._lr():g} or "
+            "set trainer.gradient_clip_val=1; the last good checkpoint is kept"
         )
 
     def _lr(self) -> float:

@@ -52,7 +52,8 @@ def knn_accuracy(train_mu: Array, train_labels: Array, mu: Array, labels: Array,
     """
     from sklearn.neighbors import KNeighborsClassifier
 
-    knn = KNeighborsClassifier(k, algorithm="brute")  # a tree takes ten times as long from about 15 dimensions
+    # brute: from about 15 dimensions a tree takes ten times as long
+    knn = KNeighborsClassifier(k, algorithm="brute")
     knn.fit(_numpy(train_mu), _numpy(train_labels))
     return float(knn.score(_numpy(mu), _numpy(labels)))
 
@@ -74,7 +75,7 @@ def linear_probe_accuracy(train_mu: Array, train_labels: Array, mu: Array, label
 def frechet_distance(a: Array, b: Array) -> float:
     """Squared Frechet distance of the Gaussians fitted to a (N, F) and b (M, F): Heusel et al. 2017, eq. 6.
 
-    |m_a - m_b|^2 + tr(A + B - 2 (AB)^(1/2)), covariances A, B with ddof 1. With A = R_a'R_a and B = R_b'R_b the
+    |m_a - m_b|^2 + tr(A + B - 2 (AB)^(1/2)), covariances with ddof 1. With A = R_a'R_a and B = R_b'R_b the
     last trace is the sum of the singular values of R_a R_b'. Each R comes from QR of the centred features: no
     covariance has to be invertible, and no root of a rounding error is taken.
     """
@@ -92,8 +93,8 @@ def _gaussian(features: Array) -> tuple[np.ndarray, np.ndarray]:
     if len(x) < 2:
         raise ValueError(f"{len(x)} feature row: a covariance needs at least two")
     mean = x.mean(axis=0)
-    scaled: np.ndarray = (x - mean) / math.sqrt(len(x) - 1)
-    return mean, np.linalg.qr(scaled, mode="r")
+    root = np.linalg.qr((x - mean) / math.sqrt(len(x) - 1), mode="r")
+    return mean, np.asarray(root)  # numpy's stubs take it for a pair
 
 
 def precision_recall(real: Array, fake: Array, k: int = 3, chunk: int = 500) -> tuple[float, float]:
@@ -117,7 +118,8 @@ def _radii(x: Tensor, k: int, chunk: int) -> Tensor:
     """(N, F) -> (N,): distance to the k-th nearest other row; the nearest of all is the row itself."""
     if len(x) <= k:
         raise ValueError(f"{len(x)} feature rows: the {k}-th nearest neighbour needs more than {k}")
-    return torch.cat([_distances(rows, x).topk(k + 1, largest=False).values[:, -1] for rows in x.split(chunk)])
+    nearest_first = [_distances(rows, x).topk(k + 1, largest=False).values for rows in x.split(chunk)]
+    return torch.cat(nearest_first)[:, -1]
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:
@@ -131,7 +133,7 @@ def _rows(features: Array) -> np.ndarray:
         raise ValueError(f"features of shape {x.shape}: rows of features are needed")
     if not np.isfinite(x).all():
         bad = int((~np.isfinite(x)).any(axis=1).sum())
-        raise RunFailed(f"{bad} of {len(x)} feature rows hold NaN or infinity; look at the images they come from")
+        raise RunFailed(f"{bad} of {len(x)} feature rows hold NaN or infinity; look at their images")
     return x
 
 
@@ -143,9 +145,7 @@ def nearest(x: Array, pool: Array, chunk: int = 1000) -> tuple[np.ndarray, np.nd
     """
     query, candidates = _numpy(x), _numpy(pool)
     if query.shape[1:] != candidates.shape[1:] or not len(candidates):
-        raise ValueError(
-            f"x {query.shape} and pool {candidates.shape}: rows must have one shape, pool at least one row"
-        )
+        raise ValueError(f"x {query.shape} and pool {candidates.shape}: rows of one shape, one or more")
     query = _unit(query)  # (N, P)
     best, index = np.full(len(query), np.inf), np.zeros(len(query), dtype=np.int64)
     for start in range(0, len(candidates), chunk):

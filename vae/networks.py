@@ -6,6 +6,7 @@ The convolutional decoder mirrors the encoder of the same settings: its sizes ar
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ Shape = tuple[int, int, int]
 def mlp(widths: Sequence[int], activation: str, dropout: float) -> nn.Sequential:
     """Linear, activation, dropout for every step from one width to the next."""
     layers: list[nn.Module] = []
-    for wide, narrow in zip(widths[:-1], widths[1:], strict=True):
+    for wide, narrow in pairwise(widths):
         layers += [nn.Linear(wide, narrow), ACTIVATIONS[activation]()]
         layers += [nn.Dropout(dropout)] if dropout else []
     return nn.Sequential(*layers)
@@ -84,15 +85,15 @@ def conv_sizes(
         convolved = tuple((s + 2 * padding - kernel_size) // stride + 1 for s in size)
         if min(convolved) < 1:
             raise InputError(
-                f"model.{half}.kernel_size={kernel_size}: layer {layer} of {layers} sees {size[0]}x{size[1]} pixels and "
-                f"({min(size)} + 2*{padding} - {kernel_size}) // {stride} + 1 = {min(convolved)}, where at least 1 is needed; "
-                f"take a smaller kernel_size or stride, more padding, or fewer channels entries"
+                f"model.{half}.kernel_size={kernel_size}: layer {layer} of {layers} sees {size[0]}x{size[1]} pixels "
+                f"and ({min(size)} + 2*{padding} - {kernel_size}) // {stride} + 1 = {min(convolved)}, "
+                f"where at least 1 is needed; take a smaller kernel_size or stride, more padding, or fewer channels"
             )
         pooled = convolved if pool == "none" else tuple(s // 2 for s in convolved)
         if min(pooled) < 1:
             raise InputError(
                 f"model.{half}.pool={pool}: layer {layer} of {layers} pools {convolved[0]}x{convolved[1]} pixels and "
-                f"{min(convolved)} // 2 = 0, where at least 1 is needed; take pool=none or fewer channels entries"
+                f"{min(convolved)} // 2 = 0, where at least 1 is needed; take pool=none or fewer channels"
             )
         stages.append(Stage(size, convolved, pooled))  # type: ignore[arg-type]  # tuples of two, by construction
         size = pooled  # type: ignore[assignment]
@@ -110,7 +111,7 @@ def norm_layer(norm: str, channels: int) -> Iterable[nn.Module]:
 
 
 class ConvEncoder(nn.Module):
-    """Convolutions, then the linear layers `hidden`; dropout follows the linear layers, where nearly all weights are."""
+    """Convolutions, then the linear layers `hidden`, which hold nearly all weights and so the dropout."""
 
     def __init__(
         self,
@@ -170,9 +171,13 @@ class ConvDecoder(nn.Module):
             before, convolved, _ = stages[i]
             c_out = channels[i - 1] if i else image_shape[0]
             # what the floor division of the encoder's size dropped; always less than the stride
-            lost = [b - ((c - 1) * stride - 2 * padding + kernel_size) for b, c in zip(before, convolved, strict=True)]
+            high, wide = (
+                b - ((c - 1) * stride - 2 * padding + kernel_size) for b, c in zip(before, convolved, strict=True)
+            )
             layers += [nn.Upsample(size=convolved)] if pool != "none" else []
-            layers += [nn.ConvTranspose2d(channels[i], c_out, kernel_size, stride, padding, output_padding=lost)]
+            layers += [
+                nn.ConvTranspose2d(channels[i], c_out, kernel_size, stride, padding, output_padding=(high, wide))
+            ]
             layers += [*norm_layer(norm, c_out), ACTIVATIONS[activation]()] if i else []
         self.convolutions = nn.Sequential(*layers).to(memory_format=torch.channels_last)
 

@@ -10,7 +10,7 @@ from lightning import Trainer
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from vae import evaluation, figures, metrics
+from vae import checkpoints, evaluation, figures, metrics
 from vae.callbacks import History, prior_figure, reconstruction_figure, shown_images, writer_of
 from vae.data import ImageDataModule, as_floats
 from vae.evaluation import Generated, Posteriors, posteriors
@@ -20,6 +20,8 @@ from vae.settings import leaves
 
 log = logging.getLogger(__name__)
 
+# What only training can say; an evaluation on demand leaves it as it was.
+TRAINING = ("epochs", "best_epoch", "steps", "seconds", "images_per_second", "parameters", "stopped_early")
 COLLAPSED = "collapsed: no latent is active (its posterior mean does not move with x); try objective/beta=linear"
 
 
@@ -44,6 +46,25 @@ def finish(run: Run, lit: LitVAE, data: ImageDataModule, history: History, train
         tensorboard(writer, run, lit, data, found, drawn)
     write_metrics(run, found, provenance(s, data, lit.device))
     return show(run)
+
+
+def again(run: Run, lit: LitVAE, data: ImageDataModule, which: str) -> None:
+    """The evaluation of a run that is there, under `run.settings`; what training measured of itself is kept."""
+    with run.locked():
+        checkpoint = checkpoints.load(run.checkpoint(which))
+        history = History()
+        history.load_state_dict(checkpoint_state(run))
+        found, generated = evaluate(lit, data, run.settings, checkpoint["global_step"])
+        kept = {name: value for name, value in (run.metrics or {}).items() if name in TRAINING}
+        drawn = draw(run, lit, data, history, generated)
+        log.info("%d figures drawn", len(drawn))
+        write_metrics(run, found | kept, provenance(run.settings, data, lit.device))
+        show(run)
+
+
+def checkpoint_state(run: Run) -> dict[str, Any]:
+    """The history of the epochs, as last.ckpt keeps it."""
+    return checkpoints.load(run.checkpoint("last"))["callbacks"]["History"]
 
 
 def evaluate(
@@ -83,11 +104,17 @@ def draw(
     curves = {name: history.curve(f"{name}/loss") for name in ("train", "dev", "train_eval")}
     drawn = {
         "reconstructions": reconstruction_figure(vae, x, f"{what}; dev; best epoch"),
-        "losses": figures.losses(curves, f"{what}; the objective, summed over pixels, a mean over images", anchors(s, data)),
-        "latents": figures.latents(dev.mu[:5000], data.dev.labels[:5000], f"{what}; dev; posterior means of {min(5000, len(dev.mu))} images"),
+        "losses": figures.losses(
+            curves, f"{what}; the objective, summed over pixels, a mean over images", anchors(s, data)
+        ),
+        "latents": figures.latents(
+            dev.mu[:5000], data.dev.labels[:5000], f"{what}; dev; posterior means of {min(5000, len(dev.mu))} images"
+        ),
         "samples": prior_figure(vae, s["seed"], what),
         "kl_per_latent": figures.kl_per_latent(
-            dev.kl.mean(0), f"{what}; dev; a unit is active where its posterior mean varies by more than 0.01", metrics.active_units(dev.mu)
+            dev.kl.mean(0),
+            f"{what}; dev; a unit is active where its posterior mean varies by more than 0.01",
+            metrics.active_units(dev.mu),
         ),
         "rate_distortion": rate_distortion(history, what),
         "latent_space": latent_space(vae, dev, what),
@@ -113,13 +140,19 @@ def latent_space(vae: Any, dev: Posteriors, what: str) -> Figure:
     steps = torch.distributions.Normal(0.0, 1.0).icdf(at)
     if vae.latent_dim == 2:
         z = torch.cartesian_prod(steps.flip(0), steps).flip(1)  # z_1 to the right, z_2 upwards
-        return figures.grid(vae.sample(z.to(vae.prior_loc)).cpu(), len(at), f"{what}; means of p(x|z) on the plane of z, at the prior's quantiles")
+        return figures.grid(
+            vae.sample(z.to(vae.prior_loc)).cpu(),
+            len(at),
+            f"{what}; means of p(x|z) on the plane of z, at the prior's quantiles",
+        )
     order = dev.kl.mean(0).argsort(descending=True)[:8]
     z = torch.zeros(len(order), len(at), vae.latent_dim)
     for row, latent in enumerate(order.tolist()):
         z[row, :, latent] = steps
     names = [f"z{latent}" for latent in order.tolist()]
-    text = f"{what}; means of p(x|z); each row moves one latent through the prior's quantiles 2 % to 98 %, the others at 0"
+    text = (
+        f"{what}; means of p(x|z); each row moves one latent through the prior's quantiles 2 % to 98 %, the others at 0"
+    )
     return figures.grid(vae.sample(z.flatten(0, 1).to(vae.prior_loc)).cpu(), len(at), text, names)
 
 
@@ -129,8 +162,12 @@ def sigma_figures(vae: Any, x: torch.Tensor, history: History, what: str) -> dic
     p = vae.decode(vae.encode(x.to(vae.prior_loc)).mean.unsqueeze(0))
     sigma = p.stddev.mean((0, 1)).cpu()
     drawn = {
-        "sigma_history": figures.sigma_history(history.curve("dev/sigma"), f"{what}; dev; the ten images of the reconstructions, z: posterior mean"),
-        "sigma_image": figures.sigma_image(sigma, f"{what}; dev; the decoder's standard deviation, mean over the images of the reconstructions"),
+        "sigma_history": figures.sigma_history(
+            history.curve("dev/sigma"), f"{what}; dev; the ten images of the reconstructions, z: posterior mean"
+        ),
+        "sigma_image": figures.sigma_image(
+            sigma, f"{what}; dev; the decoder's standard deviation, mean over the images of the reconstructions"
+        ),
     }
     if vae.likelihood.normalised:
         residual = ((x.to(p.mean) - p.mean[0]) / p.stddev[0]).cpu()
@@ -146,10 +183,14 @@ def generated_figures(data: ImageDataModule, generated: Generated | None, what: 
     mode = evaluation.sample_mode(data)
     return {
         "neighbours": figures.neighbours(
-            shown, as_floats(data.train.images[rows]), distances, f"{what}; samples from the prior, x: {mode}; Euclidean distance in pixels"
+            shown,
+            as_floats(data.train.images[rows]),
+            distances,
+            f"{what}; samples from the prior, x: {mode}; Euclidean distance in pixels",
         ),
         "class_histogram": figures.class_histogram(
-            generated.counts, f"{what}; {len(generated.images)} samples from the prior, x: {mode}, as {generated.classifier} sees them"
+            generated.counts,
+            f"{what}; {len(generated.images)} samples from the prior, x: {mode}, as {generated.classifier} sees them",
         ),
     }
 
@@ -158,14 +199,19 @@ def generated_figures(data: ImageDataModule, generated: Generated | None, what: 
 
 
 def tensorboard(
-    writer: SummaryWriter, run: Run, lit: LitVAE, data: ImageDataModule, found: dict[str, float], drawn: dict[str, Figure]
+    writer: SummaryWriter,
+    run: Run,
+    lit: LitVAE,
+    data: ImageDataModule,
+    found: dict[str, float],
+    drawn: dict[str, Figure],
 ) -> None:
     for name, figure in drawn.items():
         writer.add_figure(f"final/{name}", figure, int(found["steps"]), close=False)
     count = min(1000, len(data.dev))
     images = as_floats(data.dev.images[:count])
     means = posteriors(lit.vae, data.dev.images[:count]).mu
-    writer.add_embedding(means, data.dev.labels[:count].tolist(), images, int(found["steps"]), "posterior means")
+    writer.add_embedding(means, data.dev.labels[:count].tolist(), images, int(found["steps"]), "posterior_means")
     flat = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in leaves(run.settings)}
     flat.pop("run_dir")
     hparams(writer, flat, found)
@@ -177,7 +223,7 @@ def hparams(writer: SummaryWriter, flat: dict[str, Any], found: dict[str, float]
     from torch.utils.tensorboard.summary import hparams as summaries
 
     for summary in summaries(flat, dict(found)):
-        writer.file_writer.add_summary(summary)  # type: ignore[union-attr]  # None only after close
+        writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]  # None only after close
     for name, value in found.items():
         writer.add_scalar(name, value, int(found["steps"]))
 
@@ -190,13 +236,17 @@ def show(run: Run) -> float:
 
     found = run.metrics
     assert found is not None
-    table = Table(box=box.SIMPLE, show_header=False, title=f"{caption(run.settings)}: best epoch {found['best_epoch'] + 1} of {found['epochs']}")
+    table = Table(
+        box=box.SIMPLE,
+        show_header=False,
+        title=f"{caption(run.settings)}: best epoch {found['best_epoch'] + 1} of {found['epochs']}",
+    )
     for name, value in found.items():
         if name == "provenance" or name.endswith("_error"):
             continue
         error = found.get(f"{name}_error")
         table.add_row(name, f"{value:.6g}" + ("" if error is None else f" +- {error:.2g}"), units(name))
-    console = Console()
+    console = Console(width=100)
     console.print(table)
     for line in closing_lines(run, found):
         console.print(line, highlight=False, soft_wrap=True)
@@ -217,4 +267,9 @@ def closing_lines(run: Run, found: dict[str, Any]) -> list[str]:
     if "SquaredError" in run.settings["likelihood"]["_target_"]:
         lines.append("squared error is not normalised: the loss is no NLL and compares with no other likelihood's nats")
     root = run.directory if run.directory.is_absolute() else Path(run.directory.parts[0])
-    return [*lines, f"run:      {run.directory}", f"pictures: {run.directory / 'figures'}", f"curves:   tensorboard --logdir {root}"]
+    return [
+        *lines,
+        f"run:      {run.directory}",
+        f"pictures: {run.directory / 'figures'}",
+        f"curves:   tensorboard --logdir {root}",
+    ]

@@ -6,8 +6,9 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from torch import Tensor
 from vae import checkpoints, settings
 from vae.callbacks import EpochLine, History, Pictures, QuietBar, on_a_terminal
 from vae.checkpoints import DurableCheckpointIO, SaveLast
+from vae.command import in_a_child, log_to
 from vae.data import ImageDataModule, as_floats
 from vae.errors import InputError
 from vae.lit import LitVAE
@@ -100,8 +102,7 @@ def build_objective(s: Settings) -> ELBO | IWAE:
 def start_at_mean(vae: VAE, images: Tensor) -> None:
     """The last bias gives the training mean at the start: per pixel in an MLP, per channel in a convolution."""
     mean = images.double().mean(0).div(255).float()  # (C, H, W)
-    bias = vae.decoder.out.bias
-    assert isinstance(bias, Tensor)
+    bias: Tensor = vae.decoder.out.bias  # type: ignore[union-attr, assignment]  # every decoder ends in a layer `out`
     if bias.numel() % mean.numel():
         mean = mean.mean((1, 2))
     bias[: mean.numel()] = vae.likelihood.inverse_mean(mean).flatten()
@@ -112,11 +113,10 @@ def start_at_mean(vae: VAE, images: Tensor) -> None:
 
 @dataclass
 class Run:
-    """A directory that belongs to one configuration, and to one process while that holds `lock`."""
+    """A directory that belongs to one configuration, and to one process at a time."""
 
     directory: Path
     settings: Settings
-    lock: FileLock | None = field(default=None, repr=False)
 
     @property
     def checkpoint_directory(self) -> Path:
@@ -180,39 +180,68 @@ class Run:
                 "give the same command to continue it, or another run_dir"
             )
 
-    def open(self) -> None:
-        """Creates and locks it, and writes its configuration; raises InputError if another process works in it."""
+    @contextmanager
+    def opened(self, cfg: DictConfig | None = None) -> Iterator[None]:
+        """Created, locked and described by config.yaml, while the block runs; the log goes to train.log.
+
+        Raises InputError if another process works in it or it cannot be created, RunFailed if nothing can be written.
+        In a process that Lightning started for another device, the first one has done so.
+        """
+        if in_a_child():
+            yield
+            return
+        with self.locked():
+            self.check()
+            self.checkpoint_directory.mkdir(exist_ok=True)
+            checkpoints.sweep_parts(self.checkpoint_directory)
+            checkpoints.writable(self.checkpoint_directory, CHECKPOINT_BYTES)
+            write(self.directory / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
+            if cfg is not None:
+                self._describe(cfg)
+            log_to(self.directory / "train.log")
+            yield
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """For one process at a time; the lock dies with its holder."""
+        lock = FileLock(self.directory / ".lock")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"run_dir={self.directory}: cannot be created ({error.strerror}); name a folder that can be written"
-            ) from error
-        checkpoints.writable(self.directory, CHECKPOINT_BYTES)
-        self.lock = FileLock(self.directory / ".lock")
-        try:
-            self.lock.acquire(timeout=0)
+            lock.acquire(timeout=0)
         except Timeout:
             raise InputError(
                 f"run_dir={self.directory}: another process is working in it; wait for it or name another run_dir"
             ) from None
-        self.check()
-        self.checkpoint_directory.mkdir(exist_ok=True)
-        checkpoints.sweep_parts(self.checkpoint_directory)
-        write(self.directory / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
+        except OSError as error:
+            raise InputError(
+                f"run_dir={self.directory}: cannot be written ({error.strerror}); name a folder that can be"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
-    def close(self) -> None:
-        if self.lock is not None:
-            self.lock.release()
+    def _describe(self, cfg: DictConfig) -> None:
+        """What Hydra would have put in `.hydra` before anything was checked."""
+        from hydra.core.hydra_config import HydraConfig
+
+        hydra = HydraConfig.get()
+        write(self.directory / ".hydra" / "config.yaml", OmegaConf.to_yaml(cfg))
+        write(self.directory / ".hydra" / "hydra.yaml", OmegaConf.to_yaml(hydra))
+        write(self.directory / ".hydra" / "overrides.yaml", yaml.safe_dump(list(hydra.overrides.task)))
 
 
 def read_settings(path: Path) -> Settings:
     try:
         loaded = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}); restore it or take another run_dir") from error
+        raise InputError(
+            f"{path}: cannot be read ({str(error).splitlines()[0]}); restore it or take another run_dir"
+        ) from error
     if not isinstance(loaded, dict) or "latent_dim" not in loaded:
-        raise InputError(f"{path}: is not the configuration of a run of this project; restore it or take another run_dir")
+        raise InputError(
+            f"{path}: is not the configuration of a run of this project; restore it or take another run_dir"
+        )
     return loaded
 
 
@@ -283,24 +312,25 @@ def trainer_of(run: Run, history: History, pictures: Pictures, stop: GracefulSto
 
 
 def _purge(run: Run) -> int | None:
-    """Hides events that the interrupted sitting wrote after its last checkpoint, as the resumed one writes them again."""
+    """Hides the events that a sitting wrote after its last checkpoint: the resumed one writes them again."""
     path = run.resume_from
     return None if path is None else checkpoints.load(path)["global_step"] + 1
 
 
-def fit(run: Run, lit: LitVAE, data: ImageDataModule) -> tuple[History, Trainer]:
-    """Trains from where the directory stands to `trainer.max_epochs`."""
+@contextmanager
+def training(run: Run, lit: LitVAE, data: ImageDataModule) -> Iterator[tuple[Trainer, History]]:
+    """A trainer for where the directory stands; signals stop it between two steps while the block runs."""
     s = run.settings
-    history, last = History(), SaveLast(run.checkpoint_directory, s["callbacks"]["checkpoint_minutes"])
-    pictures = Pictures(s["callbacks"]["figures_every"], s["seed"], caption(s), anchors(s, data))
+    if s["threads"]:
+        torch.set_num_threads(s["threads"])
     start = run.resume_from
     if start is not None:
         checkpoints.check_architecture(checkpoints.load(start)["state_dict"], lit)
         log.info("continuing from %s", start)
+    history, last = History(), SaveLast(run.checkpoint_directory, s["callbacks"]["checkpoint_minutes"])
+    pictures = Pictures(s["callbacks"]["figures_every"], s["seed"], caption(s), anchors(s, data))
     with GracefulStop(last.save) as stop:
-        trainer = trainer_of(run, history, pictures, stop, last)
-        trainer.fit(lit, datamodule=data, ckpt_path=start, weights_only=True)
-    return history, trainer
+        yield trainer_of(run, history, pictures, stop, last), history
 
 
 def anchors(s: Settings, data: ImageDataModule) -> dict[str, float]:
@@ -346,20 +376,3 @@ def git_commit() -> str | None:
         return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain").strip() else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def configure_threads(s: Settings) -> None:
-    if s["threads"]:
-        torch.set_num_threads(s["threads"])
-
-
-Progress = Callable[[str, float], None]
-
-
-def save_config(run: Run, cfg: DictConfig, overrides: list[str], hydra_cfg: DictConfig) -> None:
-    """What Hydra would have put in `.hydra`, written only once the run is known to be sound."""
-    folder = run.directory / ".hydra"
-    folder.mkdir(exist_ok=True)
-    write(folder / "config.yaml", OmegaConf.to_yaml(cfg))
-    write(folder / "overrides.yaml", yaml.safe_dump(overrides))
-    write(folder / "hydra.yaml", OmegaConf.to_yaml(hydra_cfg))

@@ -1,4 +1,4 @@
-"""Functions of the step: the weight beta of the KL, and learning-rate schedules that take more than one of torch's classes."""
+"""The weight beta of the KL as a function of the step; a learning-rate schedule of two of torch's classes."""
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR

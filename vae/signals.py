@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,8 +15,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from vae.checkpoints import resumable
-
-WORKER_GRACE = 30  # seconds that a data worker outlives a SIGTERM: enough for its process to stop at a boundary
 
 logger = logging.getLogger(__name__)
 
@@ -148,8 +147,17 @@ def ignore_in_worker(worker_id: int) -> None:
     """The DataLoader's `worker_init_fn`: signals to the whole process group are for the main process to answer.
 
     Ctrl-C, `timeout` and `scancel` reach workers too, and a worker that dies early kills the run before its boundary.
-    SIGTERM only sets an alarm, so that no worker stays for ever.
+    A SIGTERM from the main process itself, which is how it ends its workers, still ends them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda signum, frame: signal.alarm(WORKER_GRACE))
+    if hasattr(signal, "sigwaitinfo"):  # all but macOS, where torch's own handler stays
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_leave_when_told, daemon=True).start()
+
+
+def _leave_when_told() -> None:
+    parent = multiprocessing.parent_process()
+    while parent is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)

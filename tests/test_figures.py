@@ -1,0 +1,425 @@
+import re
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.colors import to_rgb
+from matplotlib.patches import StepPatch
+from PIL import Image
+
+from vae import figures
+
+LONG = "Dev split, z is the posterior mean, x is the decoder's mean, costs $5 or $6. " * 3 + "outputs/" + "run" * 40
+RNG = np.random.default_rng(0)
+GREY, COLOUR = RNG.random((3, 1, 7, 5)), RNG.random((4, 3, 6, 8))
+CURVE = [(epoch, 36 + 12 * 0.9**epoch) for epoch in range(30)]
+HISTORY = {
+    "train": [(e, v + 3) for e, v in CURVE],
+    "dev": CURVE,
+    "train_eval": [(e, v - 0.5) for e, v in CURVE],
+}
+ANCHORS = {
+    "mean image": 52.19,
+    "PCA 2": 43.97,
+    "PCA 4": 38.51,
+    "nearly": 38.52,
+    "again": 38.53,
+    "PCA 32": 14.12,
+}
+LABELS = np.arange(60) % 10
+
+EVERY = {
+    "reconstructions": lambda text: figures.reconstructions(GREY, GREY**2, text),
+    "reconstructions, colour": lambda text: figures.reconstructions(COLOUR, COLOUR**2, text),
+    "losses": lambda text: figures.losses(HISTORY, text, ANCHORS),
+    "latents, 1": lambda text: figures.latents(RNG.normal(size=(60, 1)), LABELS, text),
+    "latents, 2": lambda text: figures.latents(RNG.normal(size=(60, 2)), LABELS, text),
+    "latents, 5": lambda text: figures.latents(RNG.normal(size=(60, 5)), LABELS, text),
+    "samples": lambda text: figures.samples({"x sampled": GREY, "x mean": GREY**2}, text),
+    "grid": lambda text: figures.grid(COLOUR, 2, text, ["z 0", "z 1"]),
+    "sigma_history": lambda text: figures.sigma_history([(e, 0.8**e) for e in range(40)], text),
+    "kl_per_latent": lambda text: figures.kl_per_latent([1.0, 0.0, 3.0], text, [True, False, True]),
+    "rate_distortion": lambda text: figures.rate_distortion([5, 20], [200, 90], [0, 1], text),
+    "neighbours": lambda text: figures.neighbours(GREY, GREY**2, [1.0, 2.0, 30.0], text),
+    "sigma_image": lambda text: figures.sigma_image(COLOUR[0], text),
+    "sigma_image, scalar": lambda text: figures.sigma_image(0.1, text),
+    "residuals": lambda text: figures.residuals(RNG.normal(size=(9, 50)), text),
+    "class_histogram": lambda text: figures.class_histogram([3, 0, 5], text),
+}
+
+
+def drawn(figure):
+    return [np.asarray(image.get_array()) for axis in figure.axes for image in axis.images]
+
+
+def words(figure):
+    """All texts but the caption."""
+    return [text.get_text() for axis in figure.axes for text in axis.texts]
+
+
+def pixels(figure):
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+
+
+def blocks(figure):
+    """What the PNG holds where each image stands: (high, wide, 3) each."""
+    picture = pixels(figure)
+    for image in figure.axes[0].images:
+        left, right, bottom, top = (round(edge) for edge in image.get_extent())
+        yield picture[top:bottom, left:right]
+
+
+def enlarged(image, size):
+    """(C, H, W) in [0, 1] as bytes (high, wide, 3), each pixel a square."""
+    byte = np.broadcast_to(np.round(255 * image.transpose(1, 2, 0)), (*image.shape[1:], 3))
+    factor = size[0] // image.shape[1]
+    return byte.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+# --- the page -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_caption_is_whole_inside_the_figure_and_below_everything(name):
+    figure = EVERY[name](LONG)
+    renderer = figure.canvas.get_renderer()
+    (caption,) = (found for found in figure.texts if found.get_gid() == "caption")
+    assert caption.get_text().replace("\n", "").replace(" ", "") == LONG.replace(" ", "")
+    box = caption.get_window_extent(renderer)
+    width, height = figure.bbox.size
+    assert box.x0 >= 0
+    assert box.y0 >= 0
+    assert box.x1 <= width
+    for artist in [*figure.axes, *figure.legends]:
+        other = artist.get_tightbbox(renderer)
+        assert other.x0 >= -1
+        assert other.x1 <= width + 1
+        assert other.y1 <= height + 1
+        assert other.y0 >= box.y1 - 1
+
+
+def test_no_figure_is_registered_with_pyplot_and_threads_draw_the_same():
+    def draw(name):
+        return pixels(EVERY[name]("A caption."))
+
+    fixed = ["reconstructions", "kl_per_latent", "sigma_history"]
+    alone = [draw(name) for name in fixed]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(draw, fixed))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+    from matplotlib import pyplot
+
+    assert pyplot.get_fignums() == []
+
+
+# --- images -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("images", [GREY, COLOUR], ids=["grey", "colour"])
+def test_reconstructions_show_every_pixel_of_both_rows_as_a_square(images):
+    figure = figures.reconstructions(torch.tensor(images), torch.tensor(1 - images), "")
+    found = list(blocks(figure))
+    assert words(figure) == ["Original images", "Reconstructed images"]
+    assert len(found) == 2 * len(images)
+    for block, image in zip(found, np.concatenate([images, 1 - images]), strict=True):
+        assert np.abs(block - enlarged(image, block.shape)).max() <= 1  # the colour map has 256 steps
+
+
+def test_images_are_white_on_black_and_clipped_not_rescaled():
+    image = np.array([-3.0, 0.25, 0.5, 9.0]).reshape(1, 1, 2, 2)
+    (block,) = blocks(figures.grid(image, 1, ""))
+    assert sorted(np.unique(block)) == [0, 64, 128, 255]
+    np.testing.assert_array_equal(drawn(figures.grid(image, 1, ""))[0], [[0, 0.25], [0.5, 1]])
+
+
+def test_samples_keep_one_column_per_z():
+    figure = figures.samples({"x sampled": GREY, "mean": GREY / 2, "third": GREY / 4}, "")
+    edges = np.array([image.get_extent() for image in figure.axes[0].images]).reshape(3, 3, 4)
+    assert words(figure) == ["x sampled", "mean", "third"]
+    assert (edges[:, :, :2] == edges[0, :, :2]).all()  # left and right do not depend on the row
+    assert (np.diff(edges[:, 0, 3]) > 0).all()
+    np.testing.assert_array_equal(drawn(figure)[4], GREY[1, 0] / 2)
+
+
+def test_grid_reads_left_to_right_and_may_end_early():
+    figure = figures.grid(COLOUR, 3, "", ["first", "second"])
+    corners = [(image.get_extent()[3], image.get_extent()[0]) for image in figure.axes[0].images]
+    assert corners == sorted(corners)
+    assert [sum(top == each for top, _ in corners) for each in sorted({top for top, _ in corners})] == [3, 1]
+    np.testing.assert_array_equal(drawn(figure)[2], COLOUR[2].transpose(1, 2, 0))
+    assert words(figure) == ["first", "second"]
+
+
+def test_neighbours_put_each_distance_under_its_pair():
+    figure = figures.neighbours(GREY, GREY**2, torch.tensor([0.5, 12.345, 678.9]), "")
+    axis = figure.axes[0]
+    under = {text.get_text(): text.get_position()[0] for text in axis.texts[2:]}
+    middles = [sum(image.get_extent()[:2]) / 2 for image in axis.images]
+    assert list(under) == ["0.500", "12.3", "679"]
+    assert list(under.values()) == middles[:3] == middles[3:]
+
+
+# --- curves -------------------------------------------------------------------------------------------------
+
+
+def test_losses_draw_the_histories_given():
+    figure = figures.losses(HISTORY, "")
+    train, dev = figure.axes
+    np.testing.assert_array_equal(train.lines[0].get_xydata(), HISTORY["train"])
+    np.testing.assert_array_equal(dev.lines[0].get_xydata(), HISTORY["dev"])
+    np.testing.assert_array_equal(dev.lines[1].get_xydata(), HISTORY["train_eval"])
+    assert dev.lines[1].get_linestyle() == "--"
+    (red, _, blue), (cold, _, warm) = to_rgb(train.lines[0].get_color()), to_rgb(dev.lines[0].get_color())
+    assert red > blue
+    assert warm > cold
+    assert f"{HISTORY['train'][-1][1]:.4g} at epoch 29, the lowest" in words(figure)
+
+
+def test_anchors_stand_at_their_values_and_their_names_do_not_collide():
+    figure = figures.losses(HISTORY, "", ANCHORS)
+    dev = figure.axes[1]
+    low, high = dev.get_ylim()
+    level = {line.get_ydata()[0] for line in dev.lines if line.get_linestyle() == ":"}
+    assert level == {value for value in ANCHORS.values() if low < value < high}
+    names = [text for text in dev.texts if text.get_text().lstrip("\u2191\u2193 ").split(":")[0] in ANCHORS]
+    assert len(names) == len(ANCHORS)
+    assert "\u2193 PCA 32: 14.12" in words(figure)  # would squeeze the curve
+    pixels(figure)
+    boxes = [text.get_window_extent() for text in names]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert all(box.x0 > dev.bbox.x1 for box in boxes)
+    values = [value for _, value in (*HISTORY["dev"], *HISTORY["train_eval"])]
+    assert np.ptp(values) / (high - low) > 0.29  # a third, less the padding
+
+
+@pytest.mark.parametrize("anchors", [None, ANCHORS], ids=["plain", "anchors"])
+def test_a_single_epoch_is_a_visible_point(anchors):
+    figure = figures.losses({"train": [(0, 57.4)], "dev": [(0, 48.5)], "train_eval": [(0, 48.0)]}, "", anchors)
+    dev = figure.axes[1]
+    assert dev.lines[0].get_marker() == "o"
+    assert dev.get_xlim() == (-1, 1)
+    assert dev.get_ylim()[0] < 48.5 < dev.get_ylim()[1]
+    if anchors:
+        assert sum(line.get_linestyle() == ":" for line in dev.lines) == len(anchors)
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [([1, 0.3, 0.05], "log"), ([1, 0.5], "linear"), ([1, 0.0], "linear"), ([2], "linear")],
+)
+def test_sigma_is_drawn_on_a_log_axis_only_beyond_a_decade(values, scale):
+    (axis,) = figures.sigma_history(list(enumerate(values)), "", label="sigma").axes
+    np.testing.assert_array_equal(axis.lines[0].get_ydata(), values)
+    assert axis.get_yscale() == scale
+    assert axis.get_ylabel() == "sigma"
+
+
+def test_rate_and_distortion_with_lines_of_equal_elbo():
+    rate, distortion, epochs = [5.0, 15.0, 22.0], [180.0, 110.0, 95.0], [0, 10, 20]
+    figure = figures.rate_distortion(rate, distortion, epochs, "")
+    axis = figure.axes[0]
+    (dots,) = (found for found in axis.collections if isinstance(found, PathCollection))
+    np.testing.assert_array_equal(dots.get_offsets(), np.transpose([rate, distortion]))
+    np.testing.assert_array_equal(dots.get_array(), epochs)
+    (lines,) = (found for found in axis.collections if isinstance(found, LineCollection))
+    sums = [segment.sum(axis=1) for segment in lines.get_segments()]
+    assert len(sums) >= 3
+    assert all(np.isclose(*pair) for pair in sums)
+    for text in axis.texts[1:]:
+        assert sum(text.xy) == pytest.approx(float(text.get_text()))
+    assert axis.get_legend().get_texts()[0].get_text() == "epoch 20: rate 22 + distortion 95 = 117 nats"
+    figures.rate_distortion([5.0], [9.0], [0], "")
+
+
+# --- the latent space ---------------------------------------------------------------------------------------
+
+
+def test_the_principal_components_name_their_true_share_of_the_variance():
+    mu = RNG.normal(size=(80, 4)) @ RNG.normal(size=(4, 4))
+    (axis,) = figures.latents(torch.tensor(mu), torch.arange(80) % 3, "").axes
+    share = 100 * np.linalg.eigvalsh(np.cov(mu.T))[::-1] / np.trace(np.cov(mu.T))
+    for label, expected in zip((axis.get_xlabel(), axis.get_ylabel()), share, strict=False):
+        assert f"({expected:.1f} % of variance)" in label
+    points = np.asarray(axis.collections[0].get_offsets())
+    np.testing.assert_allclose(100 * points.var(0) / mu.var(0).sum(), share[:2])
+    assert axis.get_aspect() == 1
+
+
+def test_two_latents_are_shown_as_they_are_and_coloured_as_in_the_legend():
+    mu, labels = RNG.normal(size=(12, 2)), np.array([0, 4, 7] * 4)
+    figure = figures.latents(mu, labels, "", [f"digit {k}" for k in range(10)])
+    (dots,) = figure.axes[0].collections
+    np.testing.assert_array_equal(dots.get_offsets(), mu)
+    legend = {
+        text.get_text(): to_rgb(handle.get_color())
+        for text, handle in zip(figure.legends[0].get_texts(), figure.legends[0].legend_handles, strict=True)
+    }
+    assert list(legend) == ["digit 0", "digit 4", "digit 7"]
+    for label, colour in zip(labels, dots.get_facecolors(), strict=True):
+        np.testing.assert_allclose(colour[:3], legend[f"digit {label}"])
+
+
+def test_one_latent_is_a_histogram_per_class_where_its_values_are():
+    mu = np.concatenate([np.full(5, -2.0), np.full(9, 1.0)])
+    (axis,) = figures.latents(mu[:, None], [3] * 5 + [8] * 9, "").axes
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["8", "3"]
+    for patch, value in zip(
+        (p for p in axis.patches if isinstance(p, StepPatch) and p.get_fill()), [1, -2], strict=True
+    ):
+        heights, edges, _ = patch.get_data()
+        peak = heights.argmax()
+        assert edges[peak] <= value <= edges[peak + 1]
+
+
+def test_a_collapsed_posterior_can_be_drawn():
+    (axis,) = figures.latents(np.full((6, 3), 0.5), np.arange(6), "").axes
+    assert "no variance" in axis.get_xlabel()
+    figures.latents(np.full((6, 2), 0.5), np.arange(6), "")
+    figures.latents(np.full((6, 1), 0.5), np.arange(6), "")
+
+
+@pytest.mark.parametrize("dims", [1, 7, 200])
+def test_kl_bars_are_sorted_coloured_by_activity_and_summed(dims):
+    kl = RNG.permutation(np.linspace(0, 4, dims + 1)[1:])
+    active = kl > 1
+    (axis,) = figures.kl_per_latent(torch.tensor(kl), "", torch.tensor(active)).axes
+    heights = [bar.get_height() for bar in axis.patches]
+    assert heights == sorted(kl, reverse=True)
+    assert [to_rgb(bar.get_facecolor()) == to_rgb(figures.BLUE) for bar in axis.patches] == [h > 1 for h in heights]
+    assert f"{kl.sum():.4g} nats" in axis.get_title(loc="left")
+    assert f"active: {active.sum()} of {dims}" in [text.get_text() for text in axis.get_legend().get_texts()]
+    if dims == 7:
+        assert [int(tick.get_text()) for tick in axis.get_xticklabels()] == list(np.argsort(-kl))
+
+
+# --- noise and samples --------------------------------------------------------------------------------------
+
+
+def test_sigma_images_share_one_scale_over_their_channels():
+    figure = figures.sigma_image(COLOUR[0], "")
+    for image, channel in zip(drawn(figure), COLOUR[0], strict=False):
+        np.testing.assert_array_equal(image, channel)
+    assert {image.get_clim() for axis in figure.axes[:3] for image in axis.images} == {
+        (COLOUR[0].min(), COLOUR[0].max())
+    }
+    scalar = figures.sigma_image(torch.tensor(0.125), "")
+    assert drawn(scalar)[0] == [[0.125]]
+    assert scalar.axes[0].get_title(loc="left") == "sigma = 0.125"
+
+
+def test_residuals_say_their_moments_and_their_density_is_one():
+    values = 1.7 * RNG.normal(size=(40, 3, 50)) + 0.2
+    (axis,) = figures.residuals(values, "").axes
+    found = axis.get_legend().get_texts()[0].get_text()
+    mean, sd, beyond = (float(number) for number in re.findall(r"(-?\d+\.\d+)", found))
+    assert mean == pytest.approx(values.mean(), abs=5e-4)
+    assert sd == pytest.approx(values.std(), abs=5e-4)
+    assert beyond == pytest.approx(100 * (abs(values) > 3).mean(), abs=5e-3)
+    heights, edges, _ = axis.patches[0].get_data()
+    inside = (abs(values) <= edges[-1]).mean()
+    assert (heights * np.diff(edges)).sum() == pytest.approx(inside)
+    at, normal = axis.lines[0].get_data()
+    assert (normal * np.gradient(at)).sum() == pytest.approx(1, abs=1e-4)
+    assert (normal * at**2 * np.gradient(at)).sum() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_spike_at_zero_turns_the_density_axis_logarithmic():
+    (axis,) = figures.residuals(np.concatenate([np.zeros(900), RNG.normal(size=100)]), "").axes
+    assert axis.get_yscale() == "log"
+
+
+def test_class_counts_stand_beside_equal_shares():
+    (axis,) = figures.class_histogram(torch.tensor([30, 0, 50, 20]), "", ["a", "b", "c", "d"]).axes
+    assert [bar.get_height() for bar in axis.patches[:4]] == [30, 0, 50, 20]
+    assert set(axis.lines[0].get_ydata()) == {25}
+    assert words(axis.figure)[1:] == ["30.0 %", "0.0 %", "50.0 %", "20.0 %"]
+    assert "100 samples" in axis.get_title(loc="left")
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
+
+NAN, INF = float("nan"), float("inf")
+HOLED = GREY.copy()
+HOLED[1, 0, 2, 3] = NAN
+
+
+@pytest.mark.parametrize(
+    ("name", "draw"),
+    [
+        ("x_hat", lambda: figures.reconstructions(GREY, HOLED, "")),
+        (r"history\['dev'\]", lambda: figures.losses({"train": [(0, 1.0)], "dev": [(0, INF)]}, "")),
+        (r"history\['train_eval'\]", lambda: figures.losses({**HISTORY, "train_eval": [(0, NAN)]}, "")),
+        ("anchors", lambda: figures.losses(HISTORY, "", {"mean image": NAN})),
+        ("mu", lambda: figures.latents([[NAN, 0.0]], [0], "")),
+        (r"rows\['b'\]", lambda: figures.samples({"a": GREY, "b": HOLED}, "")),
+        ("images", lambda: figures.grid(HOLED, 2, "")),
+        ("history", lambda: figures.sigma_history([(0, NAN)], "")),
+        ("kl", lambda: figures.kl_per_latent([1.0, INF], "")),
+        ("rate", lambda: figures.rate_distortion([NAN], [1.0], [0], "")),
+        ("distortion", lambda: figures.rate_distortion([1.0], [NAN], [0], "")),
+        ("nearest", lambda: figures.neighbours(GREY, HOLED, [1, 2, 3], "")),
+        ("distances", lambda: figures.neighbours(GREY, GREY, [1, 2, NAN], "")),
+        ("sigma", lambda: figures.sigma_image(NAN, "")),
+        ("r", lambda: figures.residuals([0.0, -INF], "")),
+        ("counts", lambda: figures.class_histogram([1, NAN], "")),
+    ],
+)
+def test_what_is_not_finite_is_refused_by_name(name, draw):
+    with pytest.raises(ValueError, match=rf"^{name}: .* not finite"):
+        draw()
+
+
+@pytest.mark.parametrize(
+    ("message", "draw"),
+    [
+        (r"x: torch.uint8 images", lambda: figures.reconstructions(torch.ones(1, 1, 2, 2).byte(), GREY, "")),
+        (r"x: shape \(3, 7, 5\)", lambda: figures.reconstructions(GREY[:, 0], GREY, "")),
+        (r"x_hat: shape \(2, .* expected \(3,", lambda: figures.reconstructions(GREY, GREY[:2], "")),
+        (r"history\['dev'\]: empty", lambda: figures.losses({"train": [(0, 1.0)]}, "")),
+        ("rows: empty", lambda: figures.samples({}, "")),
+        ("columns: 0", lambda: figures.grid(GREY, 0, "")),
+        ("row_labels: 1 labels for 2 rows", lambda: figures.grid(GREY, 2, "", ["z"])),
+        (r"labels: shape \(2,\), expected \(3,\)", lambda: figures.latents(np.eye(3), [0, 1], "")),
+        ("labels: expected integers from 0, found -1", lambda: figures.latents(np.eye(3), [0, -1, 1], "")),
+        (
+            "class_names: 2 names, but a label is 2",
+            lambda: figures.latents(np.eye(3), [0, 1, 2], "", ["a", "b"]),
+        ),
+        ("mu: 1 image", lambda: figures.latents(np.ones((1, 3)), [0], "")),
+        ("sigma: -1", lambda: figures.sigma_image(-1.0, "")),
+        ("counts: .* sum 0", lambda: figures.class_histogram([0, 0], "")),
+        ("class_names: 1 names for 2 counts", lambda: figures.class_histogram([1, 2], "", ["a"])),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_by_name(message, draw):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        draw()
+
+
+def test_the_first_bad_value_is_located():
+    with pytest.raises(ValueError, match=r"1 of 105 values are not finite, the first is nan at index \(1, 0, 2, 3\)"):
+        figures.grid(HOLED, 2, "")
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def test_to_png_replaces_a_picture_whole_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "figures" / "grid.png"
+    figures.to_png(figures.grid(GREY, 1, "One column."), path)
+    figure = figures.grid(GREY, 3, "Three columns.")
+    figures.to_png(figure, path)
+    with Image.open(path) as picture:
+        np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), pixels(figure))
+    assert [found.name for found in path.parent.iterdir()] == ["grid.png"]
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path):
+    (tmp_path / "taken.png").mkdir()
+    with pytest.raises(OSError, match="taken"):
+        figures.to_png(figures.sigma_history([(0, 1.0)], ""), tmp_path / "taken.png")
+    assert [found.name for found in tmp_path.iterdir()] == ["taken.png"]

@@ -1,0 +1,157 @@
+"""The command line around a run: what is refused before anything is written, where a run goes, how it ends.
+
+Imports neither torch nor lightning, so that a mistyped key is answered at once.
+"""
+
+import itertools
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import CompactHydraException, HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from vae import settings
+from vae.errors import InputError
+
+CONF = str(Path(__file__).resolve().parent.parent / "conf")
+HYDRA_ANSWERS = ("hydra_help", "shell_completion", "experimental_rerun")
+
+
+class JobFailed(CompactHydraException):
+    """A run of a sweep failed: Hydra trains the others, then prints this line and exits with 1."""
+
+
+# --- before -----------------------------------------------------------------------------------------------------------
+
+
+def answered(arguments: list[str]) -> bool:
+    """Whether the command is answered with a text; a command that cannot be run exits with 2 and one line."""
+    if "--help" in arguments or "-h" in arguments:
+        from vae.helptext import text
+
+        print(text())
+        return True
+    try:
+        check(arguments)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    return False
+
+
+def check(arguments: list[str]) -> None:
+    """Raises InputError for what can be refused before anything is imported or written; each run of a sweep counts."""
+    parsed = get_args_parser().parse_args(arguments)
+    if any(getattr(parsed, question, None) for question in HYDRA_ANSWERS):
+        return
+    with initialize_config_dir(CONF, version_base="1.3"):
+        try:
+            for overrides in jobs(parsed.overrides) if parsed.multirun else [parsed.overrides]:
+                settings.check(composed(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InputError(explained(str(error), parsed.overrides)) from error
+
+
+def jobs(overrides: list[str]) -> list[list[str]]:
+    """The overrides of each run of a sweep, taken apart as Hydra's own sweeper does."""
+    choices = []
+    for override in OverridesParser.create().parse_overrides(overrides):
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            choices.append([override.input_line or ""])
+    return [list(one) for one in itertools.product(*choices)]
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    """The configuration without Hydra's own part."""
+    ours = [o for o in overrides if not o.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    return compose("config", overrides=ours)
+
+
+def explained(message: str, overrides: list[str]) -> str:
+    """Hydra's several lines as one, with the nearest known key or the options there are."""
+    missing = re.search(r"Could not find '([\w/]+)/([^/']+)'", message)
+    if missing:
+        group, option = missing.groups()
+        known = sorted(p.stem for p in Path(CONF, group).glob("*.yaml") if p.stem != "base")
+        return f"{group}={option}: there is no such option; it is one of {', '.join(known)}"
+    unknown = re.search(r"Could not (?:override|delete|append)[^']*'([\w./@-]+)'", message)
+    if unknown:
+        key = unknown.group(1)
+        given = next((o for o in overrides if o.lstrip("+~").startswith((f"{key}=", f"{key}@"))), key)
+        groups = [str(p.relative_to(CONF)) for p in Path(CONF).glob("**/*") if p.is_dir()]
+        return f"{given}: there is no such key; {settings.nearest(key, [*settings.RULES, *groups])}"
+    return " ".join(message.split()) + "; see `python train.py --help`"
+
+
+# --- where ------------------------------------------------------------------------------------------------------------
+
+
+def in_a_child() -> bool:
+    """Whether Lightning's ddp, or Slurm, started this process for another device of a run that is already open."""
+    return int(os.environ.get("LOCAL_RANK", 0)) > 0 or int(os.environ.get("SLURM_PROCID", 0)) > 0
+
+
+def directory_of(cfg: DictConfig) -> Path:
+    """`run_dir`, and in a sweep the job's number in it."""
+    if in_a_child() and "VAE_RUN_DIR" in os.environ:
+        return Path(os.environ["VAE_RUN_DIR"])
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    directory = Path(cfg.run_dir) / str(HydraConfig.get().job.num) if sweep else Path(cfg.run_dir)
+    # with the time in its name, another process of the same run would find another directory
+    os.environ["VAE_RUN_DIR"] = str(directory.resolve())
+    return directory
+
+
+def log_to(file: Path | None) -> None:
+    """Lines to the terminal and, once there is a run, with the time to its file."""
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(logging.INFO)
+    screen = logging.StreamHandler(sys.stdout)
+    screen.setFormatter(logging.Formatter("%(message)s"))
+    root.addHandler(screen)
+    if file is not None:
+        written = logging.FileHandler(file)
+        written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        root.addHandler(written)
+    for noisy in ("lightning.pytorch", "lightning.fabric", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    # of Lightning about torch, about the number of workers (data are in memory) and of steps between log lines
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+
+
+# --- after ------------------------------------------------------------------------------------------------------------
+
+
+def ended(run: Callable[[DictConfig], float], cfg: DictConfig) -> float:
+    """The run's result, or its exit code and one line: 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
+    log_to(None)
+    try:
+        return run(cfg)
+    except BaseException as error:
+        from vae.endings import ending
+
+        code, line = ending(error)
+        log = logging.getLogger(__name__)
+        log.error(line)
+        log.debug("where it came from", exc_info=error)
+        if HydraConfig.get().mode == RunMode.MULTIRUN and code in (1, 2):
+            raise JobFailed(f"run {HydraConfig.get().job.num}: {line}") from None
+        raise SystemExit(code) from None
