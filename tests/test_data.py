@@ -1,13 +1,15 @@
-"""Splits, binarisation, the order of batches, and a resume that sees what an undisturbed run would have seen."""
+"""Splits, binarisation, the order of batches, and a resume that sees what an undisturbed run sees."""
 
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
-from test_downloads import FILES, Contents, idx, publish, put, small_set
+from test_downloads import FILES, Contents, publish, put, small_set
 from torch import Tensor
 
 from vae.data import EpochBatches, ImageDataModule, Images, ResumableLoader, as_floats
@@ -39,7 +41,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def module(root: Path, **settings: Any) -> ImageDataModule:
     """Ready for use."""
-    data = ImageDataModule(**{"root": str(root), "batch_size": 4, "eval_batch_size": 6, "dev_size": DEV} | settings)
+    defaults: dict[str, Any] = {"root": str(root), "batch_size": 4, "eval_batch_size": 6, "dev_size": DEV}
+    data = ImageDataModule(**defaults | settings)
     data.prepare_data()
     data.setup()
     return data
@@ -59,7 +62,7 @@ def batches(size: int = 23, batch_size: int = 5, epoch: int = 0, **settings: Any
 def test_an_epoch_holds_every_image_once_with_a_partial_last_batch() -> None:
     drawn = batches(seed=3)
     assert [len(batch) for batch in drawn] == [5, 5, 5, 5, 3]
-    assert sorted(sum(drawn, [])) == list(range(23))
+    assert sorted(chain(*drawn)) == list(range(23))
     assert batches(shuffle=False) == [list(range(at, min(at + 5, 23))) for at in range(0, 23, 5)]
 
 
@@ -77,7 +80,7 @@ def test_ranks_share_each_global_batch_of_one_process(world_size: int) -> None:
     alone = batches(size=24, batch_size=7)
     shares = [batches(size=24, batch_size=7, rank=rank, world_size=world_size) for rank in range(world_size)]
     for whole, *parts in zip(alone, *shares, strict=True):
-        assert sorted(sum(parts, [])) == sorted(whole)
+        assert sorted(chain(*parts)) == sorted(whole)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -313,7 +316,7 @@ class Recorder(LightningModule):
         return torch.optim.Adam(self.parameters(), 0.01)
 
 
-class Stop(Exception):
+class StopHere(Exception):
     """Where a run is cut off."""
 
 
@@ -326,7 +329,7 @@ class SaveAndStop(Callback):
     def _check(self, trainer: Trainer, hook: str, batch: int) -> None:
         if (hook, trainer.current_epoch, batch) == (self.hook, *self.where):
             trainer.save_checkpoint(self.path)
-            raise Stop
+            raise StopHere
 
     def on_before_zero_grad(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
         self._check(trainer, "in the step", trainer.fit_loop.batch_idx)
@@ -342,7 +345,9 @@ class SaveAndStop(Callback):
 
 
 def fit(data: ImageDataModule, *callbacks: Callback, resume: Path | None = None, **settings: Any) -> Recorder:
-    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary"), False)
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary"), False
+    )
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=3,
@@ -352,10 +357,8 @@ def fit(data: ImageDataModule, *callbacks: Callback, resume: Path | None = None,
         **settings,
     )
     recorder = Recorder()
-    try:
-        trainer.fit(recorder, datamodule=data, ckpt_path=resume, weights_only=None if resume is None else True)
-    except Stop:
-        pass
+    with suppress(StopHere):
+        trainer.fit(recorder, datamodule=data, ckpt_path=resume, weights_only=True)
     return recorder
 
 
@@ -367,29 +370,38 @@ def without_sanity(seen: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 LAST = -(-(TRAIN - DEV) // 4) - 1  # 28 images to train on are 7 batches of 4
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+def training_data(root: Path, workers: int = 0) -> ImageDataModule:
+    return ImageDataModule(root=str(root), batch_size=4, dev_size=DEV, num_workers=workers, binarize="dynamic", seed=5)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Recorder:
+    contents, root = small_set(TRAIN, TEST), tmp_path_factory.mktemp("undisturbed")
+    put(root, contents)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        publish(monkeypatch, contents)
+        return fit(training_data(root))
+
+
 @pytest.mark.parametrize(
-    ("hook", "epoch", "batch"),
+    ("hook", "epoch", "batch", "workers"),
     [
-        ("batch end", 0, 2),
-        ("batch end", 2, 3),
-        ("in the step", 1, 3),
-        ("validation end", 1, LAST),
-        ("epoch end", 0, LAST),
-        ("epoch end", 1, LAST),
+        ("batch end", 0, 2, 0),
+        ("batch end", 2, 3, 0),
+        ("batch end", 2, 3, 2),
+        ("in the step", 1, 3, 0),
+        ("in the step", 1, 3, 2),
+        ("validation end", 1, LAST, 0),
+        ("epoch end", 0, LAST, 0),
+        ("epoch end", 1, LAST, 0),
+        ("epoch end", 1, LAST, 2),
     ],
 )
 def test_resumed_run_sees_what_an_undisturbed_one_sees(
-    root: Path, tmp_path: Path, workers: int, hook: str, epoch: int, batch: int
+    root: Path, tmp_path: Path, undisturbed: Recorder, hook: str, epoch: int, batch: int, workers: int
 ) -> None:
-    def data() -> ImageDataModule:
-        return ImageDataModule(
-            root=str(root), batch_size=4, dev_size=DEV, num_workers=workers, binarize="dynamic", seed=5
-        )
-
-    undisturbed = fit(data())
-    cut = fit(data(), SaveAndStop(tmp_path / "cut.ckpt", hook, epoch, batch))
-    resumed = fit(data(), resume=tmp_path / "cut.ckpt")
+    cut = fit(training_data(root, workers), SaveAndStop(tmp_path / "cut.ckpt", hook, epoch, batch))
+    resumed = fit(training_data(root, workers), resume=tmp_path / "cut.ckpt")
     before, after = without_sanity(cut.seen), without_sanity(resumed.seen)
     assert 0 < len(before) < len(without_sanity(undisturbed.seen))
     if hook == "in the step":
@@ -403,7 +415,7 @@ def test_dynamic_draws_anew_at_each_visit_and_evaluates_on_one_draw(root: Path) 
     recorder = fit(module(root, binarize="dynamic", batch_size=TRAIN, seed=5))
     visits = [event for event in without_sanity(recorder.seen) if event[0] != "validation"]
     evaluations = [event[2:] for event in recorder.seen if event[0] == "validation"]
-    assert set(sum((event[3] for event in visits), ())) == {0, 255}
+    assert set(chain(*(event[3] for event in visits))) == {0, 255}
     assert len({event[3] for event in visits}) == 3
     assert len(set(evaluations)) == len(evaluations) // 3  # plus the sanity check's, the same once more
     p = torch.cat([as_floats(grey.train.images).sum()[None]] * 3)

@@ -174,9 +174,11 @@ def test_the_reports_network_has_this_many_parameters() -> None:
     assert [type(layer) for layer in encoder.hidden] == [nn.Linear, nn.ReLU] * 3
 
 
-def test_conv_parameters_counted_by_hand() -> None:
-    settings: dict[str, Any] = {"channels": (3, 5), "kernel_size": 4, "stride": 2, "padding": 1, "hidden": (6,)}
-    flat = 5 * 2 * 3  # 11x13 -> 5x6 -> 2x3
+@pytest.mark.parametrize(("stride", "pool", "flat"), [(2, "none", 5 * 2 * 3), (1, "max", 5 * 2 * 2)])
+def test_conv_parameters_counted_by_hand(stride: int, pool: str, flat: int) -> None:
+    """11x13 -> 5x6 -> 2x3 by strides; by pooling -> 10x12, halved 5x6 -> 4x5, halved 2x2."""
+    settings: dict[str, Any] = {"channels": (3, 5), "kernel_size": 4, "padding": 1, "hidden": (6,)}
+    settings |= {"stride": stride, "pool": pool}
     encoder = (2 * 16 + 1) * 3 + (3 * 16 + 1) * 5 + (flat + 1) * 6 + 7 * 9
     assert parameters(ConvEncoder((2, 11, 13), 9, **settings)) == encoder
     decoder = 5 * 6 + 7 * flat + (5 * 16 * 3 + 3) + (3 * 16 * 2 + 2)
@@ -266,16 +268,29 @@ def test_every_activation_is_the_one_named(activation: str) -> None:
     torch.testing.assert_close(module.hidden(x), expected(module.hidden[0](x)))
 
 
+@pytest.mark.parametrize("channels", [1, 3, 8, 12])
+@pytest.mark.parametrize(("norm", "groups"), [("batch", 0), ("group", 8), ("layer", 1)])
+def test_norms_normalise_what_they_name(norm: str, groups: int, channels: int) -> None:
+    (layer,) = norm_layer(norm, channels)
+    offsets = torch.arange(1.0, channels + 1).view(-1, 1, 1)
+    y = layer(offsets + torch.randn(16, channels, 6, 7))
+    if norm == "batch":
+        y = y.transpose(0, 1)  # one row for each channel
+    else:
+        groups = math.gcd(groups, channels)
+        assert groups == channels or y[0].mean((1, 2)).std() > 0.2  # channels of one group keep their differences
+        y = y.reshape(16 * groups, -1)
+    rows = y.flatten(1)
+    torch.testing.assert_close(rows.mean(1), torch.zeros(len(rows)), rtol=0, atol=1e-4)
+    torch.testing.assert_close(rows.var(1, correction=0), torch.ones(len(rows)), rtol=1e-3, atol=0)
+
+
+def test_no_norm_is_no_layer() -> None:
+    assert not list(norm_layer("none", 3))
+
+
 @pytest.mark.parametrize("norm", ["none", "batch", "group", "layer"])
-def test_norms_fit_every_width_and_normalise(norm: str) -> None:
-    for channels in (1, 3, 8, 12):
-        layers = list(norm_layer(norm, channels))
-        assert len(layers) == (norm != "none")
-        for layer in layers:
-            y = layer(5 + 3 * torch.randn(16, channels, 6, 7))
-            axes = (0, 2, 3) if norm == "batch" else (1, 2, 3)
-            torch.testing.assert_close(y.mean(axes), torch.zeros(y.mean(axes).shape), rtol=0, atol=1e-4)
-            torch.testing.assert_close(y.var(axes, correction=0), torch.ones(y.mean(axes).shape), rtol=1e-3, atol=0)
+def test_normed_networks_fit_every_width(norm: str) -> None:
     settings: dict[str, Any] = {"channels": (3, 6), "norm": norm, "hidden": (5,)}
     x = torch.rand(3, 2, 7, 5)
     assert ConvDecoder(4, (2, 7, 5), **settings)(ConvEncoder((2, 7, 5), 4, **settings)(x)).shape == x.shape

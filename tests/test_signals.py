@@ -280,6 +280,7 @@ class Hold(Callback):
 def main(directory: Path, hook: str, steps: tuple[int, ...], workers: int, environ: dict[str, str]) -> None:
     """A run as the command line starts it, in a process group of its own, with its words in `stderr`."""
     os.setpgrp()
+    multiprocessing.set_start_method("fork", force=True)  # else its data workers import everything once more
     os.environ.update(environ)
     torch.set_num_threads(1)
     os.dup2(os.open(directory / "stderr", os.O_WRONLY | os.O_CREAT), 2)

@@ -175,7 +175,7 @@ def _verify(path: str | os.PathLike[str], file: BinaryIO) -> None:
     """Raises InputError unless `file` is a zip archive, as torch writes it, in which every checksum is right.
 
     Torch itself compares no checksums. Of the fields that no checksum covers, those are compared by which it reads:
-    an entry marked as a directory, for one, it takes for a tensor of zeros.
+    the tensor of an entry marked as a directory, for one, it leaves as the memory was.
     """
     start = file.read(4)
     if not start:
