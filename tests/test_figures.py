@@ -12,11 +12,7 @@ from PIL import Image
 
 from vae import figures
 
-LONG = (
-    "Dev split, z is the posterior mean, x is the decoder's mean, costs $5 or $6. " * 3
-    + "outputs/"
-    + "run" * 40
-)
+LONG = "Dev split, z is the posterior mean, x is the decoder's mean, costs $5 or $6. " * 3 + "outputs/" + "run" * 40
 RNG = np.random.default_rng(0)
 GREY, COLOUR = RNG.random((3, 1, 7, 5)), RNG.random((4, 3, 6, 8))
 CURVE = [(epoch, 36 + 12 * 0.9**epoch) for epoch in range(30)]
@@ -202,9 +198,7 @@ def test_anchors_stand_at_their_values_and_their_names_do_not_collide():
 
 @pytest.mark.parametrize("anchors", [None, ANCHORS], ids=["plain", "anchors"])
 def test_a_single_epoch_is_a_visible_point(anchors):
-    figure = figures.losses(
-        {"train": [(0, 57.4)], "dev": [(0, 48.5)], "train_eval": [(0, 48.0)]}, "", anchors
-    )
+    figure = figures.losses({"train": [(0, 57.4)], "dev": [(0, 48.5)], "train_eval": [(0, 48.0)]}, "", anchors)
     dev = figure.axes[1]
     assert dev.lines[0].get_marker() == "o"
     assert dev.get_xlim() == (-1, 1)
@@ -295,9 +289,7 @@ def test_kl_bars_are_sorted_coloured_by_activity_and_summed(dims):
     (axis,) = figures.kl_per_latent(torch.tensor(kl), "", torch.tensor(active)).axes
     heights = [bar.get_height() for bar in axis.patches]
     assert heights == sorted(kl, reverse=True)
-    assert [to_rgb(bar.get_facecolor()) == to_rgb(figures.BLUE) for bar in axis.patches] == [
-        h > 1 for h in heights
-    ]
+    assert [to_rgb(bar.get_facecolor()) == to_rgb(figures.BLUE) for bar in axis.patches] == [h > 1 for h in heights]
     assert f"{kl.sum():.4g} nats" in axis.get_title(loc="left")
     assert f"active: {active.sum()} of {dims}" in [text.get_text() for text in axis.get_legend().get_texts()]
     if dims == 7:
@@ -409,9 +401,7 @@ def test_what_cannot_be_drawn_is_refused_by_name(message, draw):
 
 
 def test_the_first_bad_value_is_located():
-    with pytest.raises(
-        ValueError, match=r"1 of 105 values are not finite, the first is nan at index \(1, 0, 2, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"1 of 105 values are not finite, the first is nan at index \(1, 0, 2, 3\)"):
         figures.grid(HOLED, 2, "")
 
 

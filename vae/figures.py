@@ -104,9 +104,7 @@ def _classes(labels: Any, length: int, names: Names | None) -> tuple[np.ndarray,
     """Integer labels (length,) and a name for each class up to the largest."""
     array = _vector("labels", labels, length)
     if (array < 0).any() or (array % 1).any():
-        raise ValueError(
-            f"labels: expected integers from 0, found {array[(array < 0) | (array % 1 > 0)][0]:g}"
-        )
+        raise ValueError(f"labels: expected integers from 0, found {array[(array < 0) | (array % 1 > 0)][0]:g}")
     count = int(array.max()) + 1
     if names is not None and len(names) < count:
         raise ValueError(f"class_names: {len(names)} names, but a label is {count - 1}")
@@ -223,9 +221,7 @@ def _dress(axis: Axes, title: str, x: str, y: str, note: str = "", grid: Grid = 
         axis.grid(visible=True, axis=grid, color=FAINT, linewidth=0.6)
 
 
-def _colour_bar(
-    figure: Figure, mappable: ScalarMappable, axes: Sequence[Axes], label: str, **settings: Any
-) -> None:
+def _colour_bar(figure: Figure, mappable: ScalarMappable, axes: Sequence[Axes], label: str, **settings: Any) -> None:
     bar = figure.colorbar(mappable, ax=axes, fraction=0.05, pad=0.03, **settings)
     bar.set_label(label, fontsize=9.5, color=INK)
     bar.ax.tick_params(labelsize=8.5, color=MUTED, labelcolor=INK)
@@ -233,9 +229,7 @@ def _colour_bar(
 
 
 def _legend(axis: Axes, **settings: Any) -> None:
-    legend = axis.legend(
-        fontsize=8.5, labelcolor=INK, facecolor="white", edgecolor="none", framealpha=0.9, **settings
-    )
+    legend = axis.legend(fontsize=8.5, labelcolor=INK, facecolor="white", edgecolor="none", framealpha=0.9, **settings)
     legend.set_zorder(6)
 
 
@@ -249,9 +243,7 @@ def _cell(height: int, width: int, columns: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _mosaic(
-    rows: Sequence[np.ndarray], caption: str, above: Names = (), left: Names = (), below: Names = ()
-) -> Figure:
+def _mosaic(rows: Sequence[np.ndarray], caption: str, above: Names = (), left: Names = (), below: Names = ()) -> Figure:
     """Rows of images (n, C, H, W), with labels above or at the left of each row and a line below each column.
 
     One axes counts in the PNG's own pixels: images are placed exactly, and hundreds stay cheap.
@@ -350,9 +342,7 @@ def neighbours(samples: Array, nearest: Array, distances: Array, caption: str) -
     drawn = _images("samples", samples)
     found = _images("nearest", nearest, like=drawn)
     below = [f"{distance:#.3g}".rstrip(".") for distance in _vector("distances", distances, len(drawn))]
-    return _mosaic(
-        [drawn, found], caption, above=["Samples", "Nearest training images, distance below"], below=below
-    )
+    return _mosaic([drawn, found], caption, above=["Samples", "Nearest training images, distance below"], below=below)
 
 
 # --- curves -------------------------------------------------------------------------------------------------
@@ -432,9 +422,7 @@ def _anchor(figure: Figure, axis: Axes, names: Names, values: np.ndarray) -> Non
         axis.text(1.045, shown, name, fontsize=size, color=MUTED, va="center", parse_math=False, **where)
         if inside:
             axis.axhline(values[index], color=MUTED, linewidth=1, linestyle=":", zorder=2)
-            axis.plot(
-                [1, 1.035], [at, shown], color=MUTED, linewidth=0.7, scalex=False, scaley=False, **where
-            )
+            axis.plot([1, 1.035], [at, shown], color=MUTED, linewidth=0.7, scalex=False, scaley=False, **where)
 
 
 def _spread(wanted: np.ndarray, gap: float) -> np.ndarray:
@@ -496,9 +484,7 @@ def _padded(values: np.ndarray) -> tuple[float, float]:
 def _diagonals(axis: Axes) -> None:
     """Lines x + y = constant at round constants, each named where it leaves the axes."""
     (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
-    levels = [
-        c for c in MaxNLocator(9).tick_values(left + bottom, right + top) if left + bottom < c < right + top
-    ]
+    levels = [c for c in MaxNLocator(9).tick_values(left + bottom, right + top) if left + bottom < c < right + top]
     lines = [[(left, level - left), (right, level - right)] for level in levels]
     axis.add_collection(LineCollection(lines, colors=FAINT, linewidths=0.9, zorder=1), autolim=False)
     for level in levels:
@@ -546,9 +532,7 @@ def _pca(points: np.ndarray) -> tuple[np.ndarray, list[str]]:
         return points[:, :2] * 0, [f"principal component {k} (no variance)" for k in (1, 2)]
     pca = PCA(n_components=2, svd_solver="full").fit(points)
     shares = 100 * pca.explained_variance_ratio_
-    names = [
-        f"principal component {k} ({share:.1f} % of variance)" for k, share in enumerate(shares, start=1)
-    ]
+    names = [f"principal component {k} ({share:.1f} % of variance)" for k, share in enumerate(shares, start=1)]
     return pca.transform(points), names
 
 
@@ -562,14 +546,10 @@ def _plane(points: np.ndarray, classes: np.ndarray, names: Names, axes_names: Na
     axis.set_aspect("equal", adjustable="datalim")
     present = np.unique(classes)
     if all(len(names[k]) <= 3 for k in present):
-        _name_medians(
-            axis, {names[k]: np.median(points[classes == k], axis=0) for k in present}, np.ptp(points)
-        )
+        _name_medians(axis, {names[k]: np.median(points[classes == k], axis=0) for k in present}, np.ptp(points))
     dots = [Line2D([], [], marker="o", linestyle="", markersize=6, color=colours[k]) for k in present]
     text = {"fontsize": 9, "title": "class", "title_fontsize": 9, "labelcolor": INK, "frameon": False}
-    figure.legend(
-        dots, [names[k] for k in present], loc="outside right upper", ncols=1 + len(dots) // 31, **text
-    )
+    figure.legend(dots, [names[k] for k in present], loc="outside right upper", ncols=1 + len(dots) // 31, **text)
     return _settled(figure)
 
 
@@ -621,9 +601,7 @@ def kl_per_latent(kl: Array, caption: str, active: Array | None = None) -> Figur
         axis.set_xticks(range(len(nats)), [str(k) for k in order])
     if active is not None:
         groups = (BLUE, f"active: {on.sum()} of {len(nats)}"), (IDLE, f"inactive: {(~on).sum()}")
-        _legend(
-            axis, handles=[Patch(color=colour, label=label) for colour, label in groups], loc="upper right"
-        )
+        _legend(axis, handles=[Patch(color=colour, label=label) for colour, label in groups], loc="upper right")
     return _settled(figure)
 
 
@@ -690,9 +668,7 @@ def class_histogram(counts: Array, caption: str, class_names: Names | None = Non
     """How many samples a classifier puts in each class (n_classes,), against equal shares."""
     found = _vector("counts", counts)
     if found.min() < 0 or found.sum() == 0:
-        raise ValueError(
-            f"counts: least {found.min():g}, sum {found.sum():g}; expected counts of at least one sample"
-        )
+        raise ValueError(f"counts: least {found.min():g}, sum {found.sum():g}; expected counts of at least one sample")
     if class_names is not None and len(class_names) != len(found):
         raise ValueError(f"class_names: {len(class_names)} names for {len(found)} counts")
     names = [str(k) for k in range(len(found))] if class_names is None else list(class_names)
@@ -707,9 +683,7 @@ def class_histogram(counts: Array, caption: str, class_names: Names | None = Non
         axis.bar_label(bars, shares, fontsize=8.5, color=INK, padding=3, bbox=paper, zorder=4)
     axis.axhline(equal, color=INK, linestyle="--", linewidth=1.2, zorder=3, label="equal shares")
     band = 2 * np.sqrt(equal * (1 - 1 / len(found)))
-    axis.axhspan(
-        equal - band, equal + band, color=INK, alpha=0.08, linewidth=0, label="\u00b1 2 sd by chance"
-    )
+    axis.axhspan(equal - band, equal + band, color=INK, alpha=0.08, linewidth=0, label="\u00b1 2 sd by chance")
     axis.set_xticks(range(len(found)), names, parse_math=False)
     axis.set_ylim(0, 1.22 * max(found.max(), equal))
     _legend(axis, loc="upper right", ncols=2)
