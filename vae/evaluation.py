@@ -33,7 +33,7 @@ Figures = dict[str, float]
 def _chunks(vae: VAE, images: Tensor, size: int) -> Iterator[Tensor]:
     """x (n, C, H, W) in [0, 1] on the model's device."""
     for start in range(0, len(images), size):
-        yield as_floats(images[start : start + size].to(vae.prior_loc.device))
+        yield as_floats(images[start : start + size].to(vae.prior_loc.device)).to(vae.prior_loc)
 
 
 @torch.inference_mode()

@@ -85,7 +85,7 @@ class LitVAE(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        x, _ = batch  # (B, C, H, W) in [0, 1]
+        x = batch[0].to(self.dtype)  # (B, C, H, W) in [0, 1]
         step = self.global_step
         self._seed_step(step, batch_idx)
         terms = self.objective(self.vae, x, step)
@@ -94,10 +94,10 @@ class LitVAE(LightningModule):
         return terms.loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(("dev", "train_eval")[dataloader_idx], batch[0], batch_idx)
+        self._evaluate(("dev", "train_eval")[dataloader_idx], batch[0].to(self.dtype), batch_idx)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("test", batch[0], batch_idx)
+        self._evaluate("test", batch[0].to(self.dtype), batch_idx)
 
     def _evaluate(self, split: str, x: Tensor, batch_idx: int) -> None:
         if batch_idx == 0:

@@ -159,7 +159,7 @@ RULES: dict[str, Rule] = {
     "trainer.devices": either(whole(1), listed(whole(0)), choice("auto")),
     "trainer.strategy": choice("auto", "ddp", "ddp_spawn", "ddp_fork"),
     "trainer.num_nodes": whole(1),
-    "trainer.precision": choice("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"),
+    "trainer.precision": choice("32-true", "bf16-mixed", "16-mixed", "64-true"),
     "trainer.gradient_clip_val": either(POSITIVE, NONE),
     "trainer.accumulate_grad_batches": whole(1),
     "trainer.deterministic": FLAG,

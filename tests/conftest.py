@@ -1,0 +1,113 @@
+"""What the tests of whole runs share: a small network, the command in this process and in others, one real sweep."""
+
+import copy
+import functools
+import hashlib
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+
+import vae.data
+from vae import command, settings
+
+ROOT = Path(__file__).parent.parent
+SMALL = ("data=digits", "latent_dim=2", "model.encoder.hidden=[5]", "model.decoder.hidden=[4]")
+SHORT = (*SMALL, "evaluation=none", "trainer.max_epochs=1", "trainer.limit_train_batches=2")
+# Of the halves of a run, the one that draws takes most of the time; its pictures are looked at in test_results.
+SWEEP = ("latent_dim=2,3", "model=mlp,conv", "model.encoder.hidden=[5]", "model.decoder.hidden=[4]")
+
+
+@pytest.fixture(autouse=True)
+def _undisturbed() -> Iterator[None]:
+    """A run in this process sets up its log, its environment and torch's threads; the next test meets none of it."""
+    root, threads, environment = logging.getLogger(), torch.get_num_threads(), dict(os.environ)
+    handlers, level = root.handlers[:], root.level
+    yield
+    for handler in [h for h in root.handlers if h not in handlers]:
+        handler.close()
+    root.handlers[:], root.level = handlers, level
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
+    os.environ.update(environment)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
+
+
+@pytest.fixture(scope="module")
+def digits_once() -> Iterator[None]:
+    """scikit-learn's digits are read and enlarged once, not for each of a hundred models."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vae.data, "_load_digits", functools.cache(vae.data._load_digits))
+        yield
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    with initialize_config_dir(command.CONF, version_base="1.3"):
+        return compose("config", overrides=list(overrides), return_hydra_config=True)
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The configuration, not resolved, as train.py's job gets it."""
+    cfg = copy.deepcopy(_composed(overrides))
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def settings_of(*overrides: str) -> dict[str, Any]:
+    return settings.check(composed(*overrides))
+
+
+def train(*overrides: str) -> float:
+    """The run of `python train.py overrides`, in this process."""
+    from train import run
+
+    HydraConfig.instance().set_config(copy.deepcopy(_composed(overrides)))
+    command.log_to(None)
+    return run(composed(*overrides))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without their PNG files, which take five of the six seconds of a small one."""
+    monkeypatch.setattr("vae.results.draw", lambda *arguments: {})
+
+
+def process(*arguments: str, cwd: Path = ROOT, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A real `python train.py`."""
+    run = [sys.executable, str(ROOT / "train.py"), *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(run, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, **options)
+
+
+@pytest.fixture(scope="session")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real `python train.py -m`: four runs of an epoch, in 0 to 3; tests change copies of them only."""
+    directory = tmp_path_factory.mktemp("sweep") / "all"
+    choices = ("data=digits", "likelihood=gaussian", "trainer.max_epochs=1", "evaluation=none", "threads=1")
+    ended = process("-m", *SWEEP, *choices, f"run_dir={directory}")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    (directory.parent / "stdout").write_text(ended.stdout)
+    (directory.parent / "stderr").write_text(ended.stderr)
+    return directory
+
+
+def tree(root: Path) -> dict[str, tuple[int, str]]:
+    """Every file below a folder, with its time of change, so that a rewrite shows too."""
+    files = [path for path in root.rglob("*") if path.is_file()]
+    digest = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()  # noqa: E731  # of one line
+    return {str(path.relative_to(root)): (path.stat().st_mtime_ns, digest(path)) for path in files}
