@@ -12,18 +12,18 @@ from vae import command, settings
 def run(cfg: DictConfig) -> float:
     """One run, begun or continued, to its result: the best epoch's monitored metric."""
     s = settings.check(cfg)
-    from vae import results, runs  # they import torch and lightning: seconds, which a mistyped key need not wait for
+    from vae import runs  # imports torch and lightning: seconds, which a mistyped key need not wait for
     from vae.lit import LitVAE
 
     one = runs.Run(command.directory_of(cfg), s)
     one.check()
     if one.finished:
-        return results.show(one)
+        return runs.shown(one)
     data = runs.build_data(s)
     lit: LitVAE = runs.build_model(s, data)  # whose training_step calls the objective: vae/lit.py, vae/objectives.py
     with one.opened(cfg), runs.training(one, lit, data) as (trainer, history):
         trainer.fit(lit, datamodule=data, ckpt_path=one.resume_from, weights_only=True)
-        return results.finish(one, lit, data, history, trainer) if trainer.is_global_zero else 0.0
+        return runs.finished(one, lit, data, trainer, history)
 
 
 @hydra.main(version_base="1.3", config_path=command.CONF, config_name="config")

@@ -23,9 +23,10 @@ from vae.likelihoods import (
     Likelihood,
     SquaredErrorHead,
 )
+from vae.metrics import log_mean_exp
 from vae.model import VAE
 from vae.networks import MLPDecoder, MLPEncoder
-from vae.objectives import ELBO, IWAE, Terms, log_mean_exp, log_weights
+from vae.objectives import ELBO, IWAE, Terms, log_weights
 from vae.schedules import cyclic, linear
 
 SHAPE, D, B, SIGMA = (2, 3, 2), 3, 4, 0.7

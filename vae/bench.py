@@ -177,7 +177,7 @@ def measure(s: Settings, repeats: int, usual: bool) -> dict[str, list[float]]:
         run = runs.Run(Path(folder) / "run", s | {"trainer": s["trainer"] | {"max_epochs": repeats + 1}})
         run.checkpoint_directory.mkdir(parents=True)
         history, last = History(), SaveLast(run.checkpoint_directory)
-        pictures = Pictures(s["callbacks"]["figures_every"], s["seed"], runs.caption(s), {})
+        pictures = Pictures(s["callbacks"]["figures_every"], s["seed"], runs.caption(s), dict)
         trainer = runs.trainer_of(run, history, pictures, GracefulStop(last.save), last)
         trainer.callbacks.insert(0, watch)  # type: ignore[attr-defined]  # Lightning sets the list
         trainer.fit(lit, datamodule=data)

@@ -1,24 +1,29 @@
-"""Who draws and writes when: the history of the epochs, the log line, TensorBoard's pictures and its layout."""
+"""Who draws and writes when: the history of the epochs, the log line, TensorBoard's pictures and its layout.
+
+matplotlib and TensorBoard are imported at the first validation, not before the first step.
+"""
 
 import logging
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from matplotlib.figure import Figure
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
-from vae import figures
 from vae.data import ImageDataModule, as_floats
 from vae.distributions import fixed_noise
 from vae.lit import LitVAE
 from vae.model import VAE
 from vae.seeds import derive
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +46,7 @@ LAYOUT = {
 }
 
 
-def writer_of(trainer: Trainer) -> SummaryWriter | None:
+def writer_of(trainer: Trainer) -> "SummaryWriter | None":
     return trainer.logger.experiment if isinstance(trainer.logger, TensorBoardLogger) else None
 
 
@@ -60,14 +65,18 @@ def shown_latents(vae: VAE, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def reconstruction_figure(vae: VAE, x: Tensor, caption: str) -> Figure:
+def reconstruction_figure(vae: VAE, x: Tensor, caption: str) -> "Figure":
     """z is the posterior mean and x the likelihood's mean, which the caption says."""
+    from vae import figures
+
     x_hat = vae.reconstruct(x.to(vae.prior_loc.device), z="mean", x_hat="mean").cpu()
     return figures.reconstructions(x, x_hat, f"{caption}; z: posterior mean; x: mean of p(x|z)")
 
 
 @torch.no_grad()
-def prior_figure(vae: VAE, seed: int, caption: str) -> Figure:
+def prior_figure(vae: VAE, seed: int, caption: str) -> "Figure":
+    from vae import figures
+
     z = shown_latents(vae, seed)
     with fixed_noise(derive(seed, "figure 7")), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "figure 7"))
@@ -165,24 +174,24 @@ class EpochLine(Callback):
 class Pictures(Callback):
     """Reconstructions of the same dev images and samples of the same prior draws, every few epochs."""
 
-    def __init__(self, every: int, seed: int, caption: str, anchors: dict[str, float]) -> None:
-        self.every, self.seed, self.caption, self.anchors = every, seed, caption, anchors
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        writer = writer_of(trainer)
-        if writer is not None and not trainer.ckpt_path:
-            writer.add_custom_scalars(LAYOUT)
+    def __init__(self, every: int, seed: int, caption: str, anchors: Callable[[], dict[str, float]]) -> None:
+        self.every, self.seed, self.caption = every, seed, caption
+        self.find_anchors = anchors
+        self.anchors: dict[str, float] | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         writer = writer_of(trainer)
         if writer is None:
             return
+        if self.anchors is None:
+            self.anchors = self.find_anchors()
+            writer.add_custom_scalars(LAYOUT)
         for name, value in self.anchors.items():
             writer.add_scalar(f"anchor/{name.replace(' ', '_')}", value, trainer.global_step)
         if self.every and (trainer.current_epoch % self.every == 0 or trainer.current_epoch + 1 == trainer.max_epochs):
             self._draw(trainer, pl_module, writer)
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, writer: SummaryWriter) -> None:
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, writer: "SummaryWriter") -> None:
         assert isinstance(pl_module, LitVAE)
         x, _ = shown_images(trainer.datamodule)  # type: ignore[attr-defined]
         caption = f"{self.caption}; epoch {trainer.current_epoch}"

@@ -328,7 +328,7 @@ def training(run: Run, lit: LitVAE, data: ImageDataModule) -> Iterator[tuple[Tra
         checkpoints.check_architecture(checkpoints.load(start)["state_dict"], lit)
         log.info("continuing from %s", start)
     history, last = History(), SaveLast(run.checkpoint_directory, s["callbacks"]["checkpoint_minutes"])
-    pictures = Pictures(s["callbacks"]["figures_every"], s["seed"], caption(s), anchors(s, data))
+    pictures = Pictures(s["callbacks"]["figures_every"], s["seed"], caption(s), lambda: anchors(s, data))
     with GracefulStop(last.save) as stop:
         yield trainer_of(run, history, pictures, stop, last), history
 
@@ -376,3 +376,16 @@ def git_commit() -> str | None:
         return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain").strip() else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def finished(run: Run, lit: LitVAE, data: ImageDataModule, trainer: Trainer, history: History) -> float:
+    """Evaluates, draws and writes down the best checkpoint; returns the best epoch's monitored metric."""
+    from vae import results  # with matplotlib, scikit-learn and TensorBoard: not before the first step
+
+    return results.finish(run, lit, data, history, trainer) if trainer.is_global_zero else 0.0
+
+
+def shown(run: Run) -> float:
+    from vae import results
+
+    return results.show(run)
