@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
@@ -231,6 +231,24 @@ def resumable(trainer: Trainer, batch_idx: int) -> bool:
     validation_next = every is not None and (position + 1) % every == 0
     accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
     return not (trainer.is_last_batch or validation_next or accumulating)
+
+
+class SaveBest(ModelCheckpoint):
+    """Keeps `best.ckpt`, the epoch of the best `monitor`, also in a run directory that was moved or renamed.
+
+    Lightning forgets the best score when the path has changed, and would let a worse epoch take its place.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], monitor: str, mode: str) -> None:
+        super().__init__(
+            Path(directory), "best", monitor, mode=mode, enable_version_counter=False, auto_insert_metric_name=False
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        here = str(Path(self.dirpath or ".") / "best.ckpt")
+        models = dict(zip([here], state_dict["best_k_models"].values(), strict=False))  # one at most
+        paths = {"best_model_path": here, "kth_best_model_path": here, "dirpath": self.dirpath}
+        super().load_state_dict(state_dict | paths | {"best_k_models": models})
 
 
 class SaveLast(Checkpoint):

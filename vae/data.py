@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from vae.downloads import FILES, SOURCES, ensure, raw_folder, read_idx
 from vae.errors import InputError
 from vae.seeds import derive
+from vae.signals import ignore_in_worker
 
 Batch = tuple[Tensor, Tensor]
 
@@ -134,6 +135,7 @@ class ResumableLoader(DataLoader[Batch]):
             num_workers=num_workers,
             collate_fn=_as_is,
             persistent_workers=num_workers > 0,
+            worker_init_fn=ignore_in_worker,
             generator=torch.Generator(),  # else each epoch draws a number from torch's global stream
         )
         self.handed = 0

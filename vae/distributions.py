@@ -3,6 +3,7 @@
 Shapes: parameters are (K, B, *event); `log_prob` sums over the event and returns nats, (K, B).
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import ContinuousBernoulli as TorchContinuousBernoulli
 from torch.distributions import Distribution, constraints
 from torch.distributions import Normal as TorchNormal
 
@@ -152,6 +154,28 @@ class CalibratedNormal(ImageDistribution):
         return -0.5 * self._sum(squared / mse + torch.log(2 * torch.pi * mse))
 
 
+class ContinuousBernoulli(TorchContinuousBernoulli):
+    """torch's, with the normaliser C = l / tanh(l / 2) at any logit l (Loaiza-Ganem and Cunningham 2019, eq. 2).
+
+    torch clamps the probability, so that in float32 its density loses mass beyond |l| = 16, where black pixels go.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__(logits=logits, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        small = self.logits.abs() < 0.05
+        safe = torch.where(small, 1.0, self.logits)
+        log_c = torch.where(small, math.log(2) + self.logits**2 / 12, (safe / torch.tanh(safe / 2)).log())
+        return value * self.logits - F.softplus(self.logits) + log_c
+
+    @property
+    def mean(self) -> Tensor:
+        small = self.logits.abs() < 0.05
+        safe = torch.where(small, 1.0, self.logits)
+        return torch.where(small, 0.5 + self.logits / 12, -1 / torch.expm1(-safe) - 1 / safe)
+
+
 class DiscretizedLogistic(ImageDistribution):
     """A logistic density cut into the 256 grey levels, the tails falling to 0 and 255 (Salimans et al. 2017, eq. 2).
 
@@ -179,7 +203,7 @@ class DiscretizedLogistic(ImageDistribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         tiny = torch.finfo(self.loc.dtype).tiny
         uniform = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device).clamp(min=tiny)
-        x = self.loc + self.scale * torch.logit(uniform)
+        x = (self.loc + self.scale * torch.logit(uniform)).detach()
         return ((x * LEVELS).round() / LEVELS).clamp(0, 1)
 
     @property

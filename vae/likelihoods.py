@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Bernoulli as TorchBernoulli
-from torch.distributions import ContinuousBernoulli as TorchContinuousBernoulli
 from torch.distributions import Distribution, Independent
 
-from vae.distributions import CalibratedNormal, DiscretizedLogistic, Normal, SquaredError
+from vae.distributions import CalibratedNormal, ContinuousBernoulli, DiscretizedLogistic, Normal, SquaredError
 from vae.errors import InputError
 
 LINKS: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "linear": lambda mean: mean}
@@ -138,8 +137,16 @@ class ContinuousBernoulliHead(Likelihood):
     """A density on [0, 1] (Loaiza-Ganem and Cunningham 2019), what cross-entropy on grey pixels is often taken for."""
 
     def forward(self, params: Tensor) -> Distribution:
-        p = TorchContinuousBernoulli(logits=params.squeeze(-4), validate_args=False)
-        return Independent(p, 3, validate_args=False)
+        return Independent(ContinuousBernoulli(params.squeeze(-4)), 3, validate_args=False)
+
+    def inverse_mean(self, mean: Tensor) -> Tensor:
+        """The logit whose mean it is, by bisection: there is no closed form."""
+        low, high = torch.full_like(mean, -200.0), torch.full_like(mean, 200.0)
+        for _ in range(40):
+            middle = (low + high) / 2
+            below = ContinuousBernoulli(middle).mean < mean.clamp(1e-2, 1 - 1e-2)
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
 
 
 class DiscretizedLogisticHead(Likelihood):
@@ -154,7 +161,7 @@ class DiscretizedLogisticHead(Likelihood):
         self.min_scale = min_scale
 
     def check(self, x: Tensor) -> None:
-        if not torch.allclose(x * 255, (x * 255).round(), atol=1e-3):
+        if x.min() < 0 or x.max() > 1 or not torch.allclose(x * 255, (x * 255).round(), atol=1e-3):
             raise InputError(
                 "likelihood=discretized_logistic: the images are not on the 256 grey levels k/255 that it is "
                 "defined on; use 8-bit images, or likelihood=gaussian"

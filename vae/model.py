@@ -59,6 +59,8 @@ class VAE(nn.Module):
 
     def reconstruct(self, x: Tensor, z: str = "mean", x_hat: str = "mean") -> Tensor:
         """x (B, C, H, W) -> (B, C, H, W); `z` and `x_hat` are each `mean` or `sample`."""
+        if z not in ("mean", "sample"):
+            raise ValueError(f"z={z!r} is neither 'mean' nor 'sample'")
         q = self.encode(x)
         latent = q.mean.unsqueeze(0) if z == "mean" else q.sample(torch.Size((1,)))  # (1, B, D)
         return self._image(self.decode(latent), x_hat).squeeze(0)

@@ -59,8 +59,7 @@ class ELBO:
         z = q.rsample(torch.Size((self.samples,)))  # (K, B, D)
         p = vae.decode(z)
         log_px = p.log_prob(x).mean(0)  # (B,)
-        if vae.training:
-            vae.likelihood.after_step(p)
+        vae.likelihood.after_step(p)
         kl = kl_divergence(q, vae.prior)  # (B, D)
         rate = kl.mean(0).clamp(min=self.free_bits).sum()
         beta = self.beta(step)
@@ -82,8 +81,7 @@ class IWAE:
         z = q.rsample(torch.Size((self.samples,)))  # (K, B, D)
         p = vae.decode(z)
         log_px = p.log_prob(x)  # (K, B)
-        if vae.training:
-            vae.likelihood.after_step(p)
+        vae.likelihood.after_step(p)
         posterior = q if self.gradient == "plain" else type(q)(q.loc.detach(), q.scale.detach())
         log_w = log_px + (vae.prior.log_prob(z) - posterior.log_prob(z)).sum(-1)  # (K, B)
         loss = -log_mean_exp(log_w).mean() if self.gradient == "plain" else self._dreg(log_w, z)

@@ -18,14 +18,14 @@ import yaml
 from filelock import FileLock, Timeout
 from hydra.utils import instantiate
 from lightning import Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from vae import checkpoints, settings
 from vae.callbacks import EpochLine, History, Pictures, QuietBar, on_a_terminal
-from vae.checkpoints import DurableCheckpointIO, SaveLast
+from vae.checkpoints import DurableCheckpointIO, SaveBest, SaveLast
 from vae.command import in_a_child, log_to
 from vae.data import ImageDataModule, as_floats
 from vae.errors import InputError
@@ -293,10 +293,7 @@ def trainer_of(run: Run, history: History, pictures: Pictures, stop: GracefulSto
         # what is not finite is caught in the step, with its cause
         patience = s["callbacks"]["early_stopping"]
         callbacks.append(EarlyStopping(monitor, patience=patience, mode=mode, check_finite=False))
-    best = ModelCheckpoint(
-        run.checkpoint_directory, "best", monitor, mode=mode, save_top_k=1,
-        enable_version_counter=False, auto_insert_metric_name=False,
-    )  # fmt: skip
+    best = SaveBest(run.checkpoint_directory, monitor, mode)
     return Trainer(
         **options,
         callbacks=[*callbacks, best, last, stop],

@@ -7,5 +7,5 @@ import numpy as np
 
 def derive(seed: int, purpose: str, *counters: int) -> int:
     """A 63-bit seed that is a function of its arguments alone, on every platform and in every process."""
-    entropy = [seed, zlib.crc32(purpose.encode()), *counters]
+    entropy = [seed, zlib.crc32(purpose.encode()), len(counters), *counters]  # NumPy pads with zeros, hence the length
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
