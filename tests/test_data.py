@@ -426,3 +426,21 @@ def test_dynamic_draws_anew_at_each_visit_and_evaluates_on_one_draw(root: Path) 
 def test_overfit_batches_is_refused(root: Path) -> None:
     with pytest.raises(InputError, match=r"trainer\.overfit_batches=2: .*limit_train_batches"):
         fit(module(root), overfit_batches=2)
+
+
+def test_a_resident_set_gives_the_same_batches(tmp_path: Path) -> None:
+    """On a CPU "the device" is the host: the path of the code is the GPU's, the copy is not."""
+    seen = []
+    for resident in (False, True):
+        data = ImageDataModule("digits", batch_size=500, resident=resident)
+        data.setup()
+        data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+        seen.append([batch for loader in (data.train_dataloader(), *data.val_dataloader()) for batch in loader])
+    for (x, labels), (same_x, same_labels) in zip(*seen, strict=True):
+        assert torch.equal(x, same_x)
+        assert torch.equal(labels, same_labels)
+
+
+def test_resident_images_cannot_be_read_by_workers() -> None:
+    with pytest.raises(InputError, match=r"data.resident=true.*data.num_workers=2"):
+        ImageDataModule("digits", resident=True, num_workers=2)

@@ -71,7 +71,9 @@ class EpochBatches(DistributedSampler[Tensor]):
         shuffle: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        device: torch.device | None = None,
     ) -> None:
+        self.device = device or torch.device("cpu")  # of the indices: that of the images
         super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)
         if batch_size < world_size:
             raise InputError(
@@ -99,7 +101,7 @@ class EpochBatches(DistributedSampler[Tensor]):
         return batches if epoch == self.epoch else 0
 
     def __iter__(self) -> Iterator[Tensor]:
-        batches = self.order().split(self.batch_size)[: len(self)]
+        batches = self.order().to(self.device).split(self.batch_size)[: len(self)]
         for batch in batches[self.first() :]:
             yield batch[self.rank :: self.num_replicas]
 
@@ -259,6 +261,7 @@ class ImageDataModule(LightningDataModule):
         repeat: int = 1,
         mirrors: list[str] | None = None,
         timeout: float = 30,
+        resident: bool | None = None,
     ) -> None:
         super().__init__()
         self.name = _one_of("name", name, NAMES)
@@ -278,6 +281,12 @@ class ImageDataModule(LightningDataModule):
         if not timeout > 0:
             raise InputError(f"data.timeout={timeout}: must be a number of seconds above 0")
         self.timeout = timeout
+        self.resident = resident
+        if resident and num_workers:
+            raise InputError(
+                f"data.resident=true: the images are on the device, where data.num_workers={num_workers} processes "
+                "cannot read them; set data.num_workers=0"
+            )
         self.is_set_up = False
 
     def prepare_data(self) -> None:
@@ -345,13 +354,20 @@ class ImageDataModule(LightningDataModule):
         """Shuffled, this rank's share of each batch, resumable."""
         trainer = self.trainer
         if trainer is None:
-            return ResumableLoader(self.train, self._batches(0, 1), self.num_workers)
+            return ResumableLoader(self.train, EpochBatches(self.train, self.batch_size, self.seed), self.num_workers)
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress
-        sampler = self._batches(trainer.global_rank, trainer.world_size)
-        return ResumableLoader(self.train, sampler, self.num_workers, done=lambda: progress.current.processed)
+        images, device = self._placed(self.train)
+        rank, ranks = trainer.global_rank, trainer.world_size
+        sampler = EpochBatches(images, self.batch_size, self.seed, True, rank, ranks, device)
+        return ResumableLoader(images, sampler, self.num_workers, done=lambda: progress.current.processed)
 
-    def _batches(self, rank: int, world_size: int) -> EpochBatches:
-        return EpochBatches(self.train, self.batch_size, self.seed, rank=rank, world_size=world_size)
+    def _placed(self, images: Images) -> tuple[Images, torch.device]:
+        """The images where batches are gathered: on the device if `resident`, so that no step copies from the host."""
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        resident = device.type == "cuda" and not self.num_workers if self.resident is None else self.resident
+        if not resident:
+            return images, torch.device("cpu")
+        return Images(images.images.to(device), images.labels.to(device), images.repeat), device
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """dev, then train_eval."""
@@ -363,7 +379,8 @@ class ImageDataModule(LightningDataModule):
 
     def _eval_loader(self, images: Images) -> DataLoader[Batch]:
         """In order, the whole set on every rank: no image counts twice, no rank needs another's sums."""
-        sampler = EpochBatches(images, self.eval_batch_size, shuffle=False)
+        images, device = self._placed(images)
+        sampler = EpochBatches(images, self.eval_batch_size, shuffle=False, device=device)
         return DataLoader(images, batch_size=None, sampler=sampler, collate_fn=_as_is, generator=torch.Generator())
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

@@ -41,7 +41,7 @@ Settings = dict[str, Any]
 # Keys that may differ between two sittings of a run, because no result depends on them.
 FREE = (
     "run_dir", "threads", "compile", "checkpoint", "trainer.accelerator", "trainer.enable_progress_bar",
-    "data.root", "data.mirrors", "data.timeout", "data.num_workers", "data.eval_batch_size",
+    "data.root", "data.mirrors", "data.timeout", "data.num_workers", "data.eval_batch_size", "data.resident",
     "callbacks.checkpoint_minutes", "callbacks.figures_every", "evaluation.cache_dir",
 )  # fmt: skip
 GROWS = "trainer.max_epochs"
@@ -81,8 +81,8 @@ def build_model(s: Settings, data: ImageDataModule) -> LitVAE:
     if init_bias == "data":
         start_at_mean(vae, data.train.images)
     if s["compile"]:
-        vae.encoder.compile()
-        vae.decoder.compile()
+        vae.encoder.compile(mode=s["compile"])
+        vae.decoder.compile(mode=s["compile"])
     has_schedule = s["scheduler"]["_target_"] is not None
     return LitVAE(
         vae,
