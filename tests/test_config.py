@@ -304,7 +304,7 @@ ANOTHER = {
     "run_dir": "elsewhere", "threads": 2, "checkpoint": "best", "trainer.accelerator": "cpu",
     "trainer.enable_progress_bar": False, "data.root": "elsewhere", "data.mirrors": ["https://example.org/"],
     "data.timeout": 1.5, "data.num_workers": 1, "data.eval_batch_size": 70, "callbacks.checkpoint_minutes": 0.5,
-    "callbacks.figures_every": 3, "evaluation.cache_dir": "elsewhere",
+    "callbacks.figures_every": 3, "evaluation.cache_dir": "elsewhere", "data.resident": True,
 }  # fmt: skip
 
 
@@ -338,7 +338,7 @@ def test_free_key_changes_no_weight(key: str) -> None:
 def test_compiled_networks_train_alike() -> None:
     """To rounding: fused operations add up in another order."""
     plain = fitted(settings_of(*SHORT), limit_val_batches=0)[0]
-    compiled = fitted(changed(SHORT, "compile", True), limit_val_batches=0)[0]
+    compiled = fitted(changed(SHORT, "compile", "default"), limit_val_batches=0)[0]
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-3, atol=1e-4)
 

@@ -10,10 +10,16 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, Independent
 
-from vae.distributions import CalibratedNormal, ContinuousBernoulli, DiscretizedLogistic, Normal, SquaredError
+from vae.distributions import (
+    Bernoulli,
+    CalibratedNormal,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    Normal,
+    SquaredError,
+)
 from vae.errors import InputError
 
 LINKS: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "linear": lambda mean: mean}
@@ -130,7 +136,7 @@ class BernoulliHead(Likelihood):
             )
 
     def forward(self, params: Tensor) -> Distribution:
-        return Independent(TorchBernoulli(logits=params.squeeze(-4), validate_args=False), 3, validate_args=False)
+        return Bernoulli(params.squeeze(-4))
 
 
 class ContinuousBernoulliHead(Likelihood):

@@ -1,0 +1,238 @@
+"""The command line: its help, its refusals, its sweeps, and where each run goes."""
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, SHORT, SMALL, composed, process, settings_of, train
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from vae import command, runs, settings
+from vae.checkpoints import load
+from vae.errors import InputError
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+def without_torch(*arguments: str) -> str:
+    """What `python train.py` prints, and that it printed it before torch was there."""
+    code = "import sys, train; train.main(); sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    run = [sys.executable, "-c", code, *arguments]
+    ended = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return ended.stdout
+
+
+def test_help_names_every_group_option_and_key_before_torch_is_imported() -> None:
+    text = without_torch("--help")
+    for folder in [path for path in Path(command.CONF).rglob("*") if path.is_dir()]:
+        line = re.search(rf"^ *{folder.relative_to(command.CONF)} +(.*)$", text, re.MULTILINE)
+        assert line, folder
+        options = {path.stem for path in folder.glob("*.yaml")} - {"base"}
+        assert set(line[1].split(", ")) == options
+    for example in re.findall(r"^ *python train\.py (.*?)(?:   .*)?$", text, re.MULTILINE):
+        command.check(example.split())
+    for key in ("latent_dim", "run_dir", "data.root", "optimizer.lr", "trainer.max_epochs", "model.encoder.hidden"):
+        assert key in text
+
+
+def test_every_key_that_help_names_exists() -> None:
+    from vae.helptext import KEYS
+
+    named = set(re.findall(r"(?<![\w.])((?:\w+\.)+\w+)(?![\w.])", KEYS))
+    top = {line.split()[0] for line in KEYS.splitlines() if "." not in line.split()[0] and "," not in line.split()[0]}
+    assert named | top
+    assert {key for key in named | top if key not in settings.RULES} == set()
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", ["latent_dim=0", "+latent_dimm=4", "model=convv"])
+def test_bad_value_ends_the_process_with_one_line(bad: str, tmp_path: Path) -> None:
+    ended = process("data=digits", bad, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert bad.lstrip("+") in ended.stderr
+    assert (ended.stdout, list(tmp_path.iterdir())) == ("", [])
+
+
+def main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of the command, in this process."""
+    from train import main
+
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["run", "sweep"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "model=conv model.encoder.kernel_size=99",
+        "data.dev_size=2000",
+        "likelihood=bernoulli data.binarize=none",
+        "data=mnist data.root=/sys/nowhere",
+    ],
+)
+def test_what_is_refused_later_leaves_no_directory(
+    bad: str, sweep: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where the data must be read or the networks built to know."""
+    monkeypatch.chdir(tmp_path)
+    code = main(monkeypatch, *SMALL[:1], *bad.split(), "data.timeout=0.1", *sweep)
+    out, err = capfd.readouterr()
+    said = [line for line in (out + err).splitlines() if line]
+    assert code == (1 if sweep and len(said) > 1 else 2)
+    assert any(key.partition("=")[2] in said[-1] for key in bad.split())
+    assert "Traceback" not in out + err
+    assert len(said) == (2 if sweep and code == 1 else 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+EXPLAINED = {  # what is said of each form of Hydra's messages, and what it must name
+    "model=convv": ["model=convv", "conv, mlp"],
+    "objective/beta=lin": ["objective/beta=lin", "linear"],
+    "latent_dimm=4": ["latent_dimm=4", "did you mean latent_dim?"],
+    "optimzer=sgd": ["optimzer=sgd", "did you mean optimizer?"],
+    "~latent_dimm": ["latent_dimm", "did you mean latent_dim?"],
+    "~latent_dim=5": ["latent_dim"],
+    "+optimizer.lr=0.1": ["optimizer.lr=0.1"],
+    "latent_dim=[1,": ["latent_dim=[1,"],
+    "latent_dim": ["latent_dim"],
+    "latent_dim=2,3": ["latent_dim=2,3", "--multirun"],
+    "data=base": ["data=base"],
+    "dropout=${nothing}": ["dropout", "nothing"],
+    "=4": ["=4"],
+    "latent_dim=4 4": ["latent_dim=4 4"],
+    "--bogus": ["--bogus"],
+}
+
+
+@pytest.mark.parametrize("override", EXPLAINED)
+def test_hydra_s_messages_become_one_line(override: str) -> None:
+    with pytest.raises(InputError) as caught:
+        command.check([override])
+    line = str(caught.value)
+    assert "\n" not in line
+    assert "https://hydra.cc" not in line
+    for part in EXPLAINED[override]:
+        assert part in line
+
+
+def test_processes_of_one_run_are_refused_a_sweep() -> None:
+    """Under -m each of Lightning's ddp processes would start the whole sweep again."""
+    with pytest.raises(InputError, match=r"^trainer\.strategy=ddp: .*-m"):
+        command.check(["-m", "trainer=ddp", "latent_dim=2,3"])
+
+
+# --- sweeps -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["latent_dim=2,3"],
+        ["latent_dim=choice(2,3,5)"],
+        ["latent_dim=range(2,9,3)"],
+        ["optimizer.lr=0.1,0.001", "latent_dim=2,3", "seed=range(3)"],
+        ["model=mlp,conv", "data=digits"],
+        ["model.encoder.hidden=[5],[5,6]"],
+        ["model=glob(*)"],
+        ["experiment=glob(report_*)", "seed=1,2"],
+        ["optimizer=glob(*,exclude=sgd)"],
+        ["seed=shuffle(1,2)"],
+        ["data=digits", "latent_dim=3"],
+        ["run_dir='a,b'"],
+    ],
+    ids=str,
+)
+def test_sweep_is_taken_apart_as_by_hydra(overrides: list[str]) -> None:
+    with initialize_config_dir(command.CONF, version_base="1.3"):
+        from hydra.core.global_hydra import GlobalHydra
+
+        loader = GlobalHydra.instance().config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+        (expected,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+        found = command.jobs(overrides)
+    assert [[part.replace("'", "") for part in job] for job in found] == [
+        [part.replace("'", "") for part in job] for job in expected
+    ] or (any("shuffle" in o for o in overrides) and sorted(map(str, found)) == sorted(map(str, expected)))
+
+
+def test_every_run_of_a_sweep_is_checked() -> None:
+    for bad in ("latent_dim=2,0", "seed=range(-1,2)", "model=mlp,convv"):
+        with pytest.raises(InputError):
+            command.check(["-m", "dropout=0.1,0.2", bad])
+
+
+def test_sweep_writes_what_the_design_says(sweep: Path) -> None:
+    """`-m latent_dim=2,3 model=mlp,conv`: four directories, each a whole run of its own configuration."""
+    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "2", "3"]
+    for number, (latents, half) in enumerate(itertools.product([2, 3], ["MLP", "Conv"])):
+        run = sweep / str(number)
+        names = {path.name for path in run.iterdir()}
+        assert {"config.yaml", "metrics.json", "train.log", "checkpoints", "figures", ".hydra"} <= names
+        assert [name for name in names if name.startswith("events.out.tfevents.")]
+        assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+        assert {path.name for path in (run / ".hydra").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+        s = runs.read_settings(run / "config.yaml")
+        assert s["latent_dim"] == latents
+        assert s["model"]["encoder"]["_target_"] == f"vae.networks.{half}Encoder"
+        assert load(run / "checkpoints" / "last.ckpt")["vae"]["settings"] == s
+        overrides = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text())
+        assert f"latent_dim={latents}" in overrides
+        assert "epoch 1 of 1" in (run / "train.log").read_text()
+        assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO ", (run / "train.log").read_text())
+
+
+def test_sweep_prints_a_line_an_epoch_and_a_table_a_run(sweep: Path) -> None:
+    out, err = ((sweep.parent / name).read_text() for name in ("stdout", "stderr"))
+    assert out.count("epoch 1 of 1") == out.count("tensorboard --logdir") == 4
+    assert "litlogger" not in out + err
+    assert err == ""
+
+
+# --- where a run goes -------------------------------------------------------------------------------------------------
+
+
+def test_runs_of_the_same_second_have_directories_of_their_own() -> None:
+    first, second = (settings_of("seed=0", f"threads={n}")["run_dir"] for n in (1, 2))
+    assert first != second
+    assert re.fullmatch(r"outputs/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-\d{6}", first)
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_write_two_runs(tmp_path: Path) -> None:
+    run = [sys.executable, str(ROOT / "train.py"), *SHORT]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    both = [subprocess.Popen(run, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [one.wait(timeout=600) for one in both] == [0, 0]
+    assert len(list(tmp_path.glob("outputs/*/*/metrics.json"))) == 2
+
+
+def test_a_process_of_another_device_finds_the_run_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VAE_RUN_DIR", str(tmp_path))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert command.in_a_child()
+    assert command.directory_of(composed()) == tmp_path
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_threads_are_those_that_were_asked_for(tmp_path: Path) -> None:
+    train(*SHORT, "threads=2", f"run_dir={tmp_path}")
+    assert torch.get_num_threads() == 2
