@@ -1,6 +1,6 @@
 """A warm parent for the tests of faults: it has imported what a run imports, and forks a process for each command.
 
-A fork is a process of its own: its signals, limits, files and exit are real, and it comes without the ten seconds that
+A fork is a process of its own: its signals, limits, files and end are real, and it comes without the ten seconds that
 torch and Lightning take to import. Speaks lines of JSON: a command is answered with its process number, a number and a
 time-out with the exit status (negative: killed by that signal; null: still running).
 """
@@ -15,12 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-TRAIN = Path(__file__).parent.parent / "train.py"
+ROOT = Path(__file__).parent.parent
 
 
 def main() -> None:
-    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "agg"}
-    sys.path.insert(0, str(TRAIN.parent))
+    sys.path.insert(0, str(ROOT))
     import hydra._internal.hydra
     import sklearn.datasets  # noqa: F401  # the rest of what a run imports comes with it
 
@@ -54,19 +53,22 @@ def status(pid: int, seconds: float) -> int | None:
 
 
 def become(request: dict[str, Any]) -> None:
-    """`python train.py arguments`, in this process, which ends with it as Python would end it."""
+    """`python script arguments`, in this process, which then ends as Python would end it."""
     os.setsid()  # the leader of a group of its own, as a shell's jobs are
     os.chdir(request["cwd"])
     os.environ |= request["env"]
-    for target, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
-        os.dup2(os.open(name, os.O_RDONLY if target == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), target)
+    streams = ((0, os.devnull, os.O_RDONLY), *((n, request[k], WRITE) for n, k in ((1, "stdout"), (2, "stderr"))))
+    for number, name, flags in streams:
+        os.dup2(os.open(name, flags, 0o644), number)
     sys.stdin = open(os.devnull)  # noqa: SIM115  # until the process ends
     for name, limit in request["limits"].items():
         resource.setrlimit(getattr(resource, name), (limit, limit))
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = [str(TRAIN), *request["arguments"]]
-    runpy.run_path(str(TRAIN), run_name="__main__")
+    sys.argv = [request["script"], *request["arguments"]]
+    runpy.run_path(request["script"], run_name="__main__")
 
+
+WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
 if __name__ == "__main__":
     main()

@@ -122,7 +122,7 @@ def log_to(file: Path | None) -> None:
     for handler in root.handlers[:]:
         root.removeHandler(handler)
         handler.close()
-    root.setLevel(logging.INFO)
+    root.setLevel(logging.ERROR if in_a_child() else logging.INFO)
     screen = logging.StreamHandler(sys.stdout)
     screen.setFormatter(logging.Formatter("%(message)s"))
     root.addHandler(screen)

@@ -49,12 +49,14 @@ def objective_figures(
         losses.append(terms.loss.double().cpu())
         sizes.append(len(x))
         log_px.append(terms.log_px.double().cpu())
-        kl.append(terms.kl.double().sum(-1).cpu())
+        kl.append(terms.kl.double().cpu())
     weights = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
-    figures = {"loss": float((torch.stack(losses) * weights).sum()), "beta": terms.beta}
-    parts = {"reconstruction": -torch.cat(log_px), "kl": torch.cat(kl)}
+    reconstruction, rates = -torch.cat(log_px), torch.cat(kl)  # (N,), (N, D)
+    loss = terms.whole(reconstruction.mean(), rates.mean(0), (torch.stack(losses) * weights).sum())
+    figures = {"loss": loss.item(), "beta": terms.beta}
+    parts = {"reconstruction": reconstruction, "kl": rates.sum(1)}
     if vae.likelihood.normalised:
-        parts["elbo"] = torch.cat(log_px) - torch.cat(kl)
+        parts["elbo"] = -parts["reconstruction"] - parts["kl"]
     for name, values in parts.items():
         figures[name], figures[f"{name}_error"] = metrics.mean_and_error(values)
     return {f"{split}/{name}": value for name, value in figures.items()}

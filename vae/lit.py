@@ -24,6 +24,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None  # loss, reconstruction, images, then KL (D,)
+        self.terms: Terms | None = None  # of the last batch
         self.beta = math.nan
 
     @torch.no_grad()
@@ -32,7 +33,7 @@ class Meter:
         head = torch.stack([terms.loss.detach() * images, -terms.log_px.detach().sum()])
         row = torch.cat([head, head.new_full((1,), images), terms.kl.detach().sum(0)]).double()
         self.sums = row if self.sums is None else self.sums + row
-        self.beta = terms.beta
+        self.terms, self.beta = terms, terms.beta
 
     def kl_per_latent(self) -> Tensor:
         """(D,), nats per image."""
@@ -42,8 +43,14 @@ class Meter:
     def means(self, split: str, normalised: bool) -> dict[str, float]:
         """Nats per image; the ELBO is never weighted and absent where the likelihood is not normalised."""
         assert self.sums is not None
-        loss, reconstruction, images, *kl = self.sums.tolist()
-        means = {"loss": loss / images, "reconstruction": reconstruction / images, "kl": sum(kl) / images}
+        loss, reconstruction, images = self.sums[:3]
+        kl = self.sums[3:] / images
+        loss, reconstruction = loss / images, reconstruction / images
+        if (
+            split != "train" and self.terms is not None
+        ):  # in training the loss is the mean over batches: what is optimised
+            loss = self.terms.whole(reconstruction, kl, loss)
+        means = {"loss": loss.item(), "reconstruction": reconstruction.item(), "kl": kl.sum().item()}
         if normalised:
             means["elbo"] = -means["reconstruction"] - means["kl"]
         return {f"{split}/{name}": value for name, value in {**means, "beta": self.beta}.items()}
@@ -109,8 +116,11 @@ class LitVAE(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Training's sums too: validation closes the epoch, and checkpoints and figures want all of it."""
         self.check_finite()
+        self._require_finite_dev()
         metrics = self.means("dev") | {"train_eval/loss": self.means("train_eval")["train_eval/loss"]}
-        if self.meters["train"].sums is not None:
+        train = self.meters["train"]
+        if train.sums is not None:
+            train.sums = self.trainer.strategy.reduce(train.sums, reduce_op="sum")  # over the ranks' images
             metrics |= self.means("train")
         if self.grad_norms:
             metrics["train/grad_norm"] = torch.stack(self.grad_norms).mean().item()
@@ -150,6 +160,17 @@ class LitVAE(LightningModule):
             self.last_finite = (terms.loss.item(), step)
         else:
             raise RunFailed(self._divergence(terms, step))
+
+    def _require_finite_dev(self) -> None:
+        """The last step of an epoch may have broken the weights behind a finite loss: no checkpoint may hold them."""
+        bad = [f"{name} = {value}" for name, value in self.means("dev").items() if not math.isfinite(value)]
+        if bad:
+            value, when = self.last_finite
+            raise RunFailed(
+                f"after step {self.global_step - 1} (epoch {self.current_epoch}) {bad[0]} is not finite; last finite "
+                f"loss {value:.6g} at step {when}; lower optimizer.lr={self._lr():g} or set "
+                "trainer.gradient_clip_val=1; the last good checkpoint is kept"
+            )
 
     def check_finite(self) -> None:
         """Raises RunFailed if a step on an accelerator met a loss that was not finite."""

@@ -22,6 +22,14 @@ class Terms:
     log_px: Tensor
     kl: Tensor
     beta: float
+    free_bits: float = 0.0
+
+    def whole(self, reconstruction: Tensor, kl: Tensor, loss: Tensor) -> Tensor:
+        """The loss () of all images together, from their mean reconstruction (), KL (D,) and loss () by batches.
+
+        Free bits are a floor under a mean over images: one over small batches would depend on their size.
+        """
+        return reconstruction + self.beta * kl.clamp(min=self.free_bits).sum() if self.free_bits else loss
 
     @property
     def elbo(self) -> Tensor:
@@ -63,7 +71,8 @@ class ELBO:
         kl = kl_divergence(q, vae.prior)  # (B, D)
         rate = kl.mean(0).clamp(min=self.free_bits).sum()
         beta = self.beta(step)
-        return Terms(loss=beta * rate - log_px.mean(), log_px=log_px, kl=kl, beta=beta)
+        loss = beta * rate - log_px.mean()
+        return Terms(loss, log_px, kl, beta, self.free_bits)
 
 
 class IWAE:

@@ -1,0 +1,23 @@
+"""Writes the checkpoint named on the command line over and over, each time with a higher number, until it is killed."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from vae.checkpoints import DurableCheckpointIO, load
+
+BIG = 250_000  # int64: 2 MB a checkpoint
+
+
+def checkpoint(value: int) -> dict[str, object]:
+    tensors = {"value": torch.full((BIG,), value)}
+    return {"vae": {"format": 1}, "pytorch-lightning_version": "2.6.6", "state_dict": tensors}
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    value = int(load(path)["state_dict"]["value"][0])
+    while True:
+        value += 1
+        DurableCheckpointIO().save_checkpoint(checkpoint(value), path)
