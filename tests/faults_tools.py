@@ -140,9 +140,8 @@ class Server:
         return command
 
     def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.kill()  # its end would take seconds, and it keeps nothing
+        self.process.communicate()
 
 
 # --- what a run directory holds -----------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None  # loss, reconstruction, images, then KL (D,)
-        self.terms: Terms | None = None  # of the last batch
+        self.terms: Terms | None = None  # of an evaluation's last batch
         self.beta = math.nan
 
     @torch.no_grad()
@@ -33,7 +33,8 @@ class Meter:
         head = torch.stack([terms.loss.detach() * images, -terms.log_px.detach().sum()])
         row = torch.cat([head, head.new_full((1,), images), terms.kl.detach().sum(0)]).double()
         self.sums = row if self.sums is None else self.sums + row
-        self.terms, self.beta = terms, terms.beta
+        self.beta = terms.beta
+        self.terms = None if terms.loss.requires_grad else terms  # in training it would keep the graph alive
 
     def kl_per_latent(self) -> Tensor:
         """(D,), nats per image."""
@@ -46,9 +47,7 @@ class Meter:
         loss, reconstruction, images = self.sums[:3]
         kl = self.sums[3:] / images
         loss, reconstruction = loss / images, reconstruction / images
-        if (
-            split != "train" and self.terms is not None
-        ):  # in training the loss is the mean over batches: what is optimised
+        if self.terms is not None:  # in training the loss is the mean over batches, which is what is optimised
             loss = self.terms.whole(reconstruction, kl, loss)
         means = {"loss": loss.item(), "reconstruction": reconstruction.item(), "kl": kl.sum().item()}
         if normalised:
