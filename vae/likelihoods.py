@@ -63,7 +63,7 @@ class SquaredErrorHead(Likelihood):
 
     normalised = False
 
-    def __init__(self, reconstruct: str = "sample", mean: str = "sigmoid") -> None:
+    def __init__(self, reconstruct: str = "sample", mean: str = "linear") -> None:
         super().__init__(mean)
         self.reconstruct = reconstruct
         self.params_per_pixel = 2 if reconstruct == "sample" else 1

@@ -1,0 +1,252 @@
+"""After a run: its table, its pictures, its figures anew, and the way back in."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import settings_of, tree
+from filelock import FileLock
+from matplotlib.image import imread
+
+from vae import checkpoints, cli, command, evaluation, results, runs
+from vae.errors import InputError
+
+
+@pytest.fixture
+def run(sweep: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run: two latents, MLP, a Gaussian likelihood of fixed variance."""
+    return Path(shutil.copytree(sweep / "0", tmp_path / "run"))
+
+
+def metrics(run: Path) -> dict[str, Any]:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def vae(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of the `vae` command, in this process."""
+    monkeypatch.setattr(sys, "argv", ["vae", *arguments])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def opened(run: Path) -> runs.Run:
+    return runs.Run(run, runs.read_settings(run / "config.yaml"))
+
+
+def with_metrics(run: Path, **changed: Any) -> None:
+    (run / "metrics.json").write_text(json.dumps(metrics(run) | changed))
+
+
+# --- the closing table ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("active", "words"), [(0, "collapsed: no latent is active"), (1, "1 of 2 latents are active")]
+)
+def test_table_says_in_words_what_the_latents_do(
+    run: Path, active: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_metrics(run, **{"test/active_units": active})
+    results.show(opened(run))
+    out = capsys.readouterr().out
+    assert words in out
+    assert ("collapsed" in out) is (active == 0)
+
+
+def test_latents_that_do_not_move_are_not_active(run: Path) -> None:
+    """The figure behind the words, on a model that collapsed: one mean for every image."""
+    lit, data, _ = runs.load_run(run)
+    assert evaluation.latent_figures(lit.vae, data.train, data.test, "test", False)["test/active_units"] >= 0
+    lit.vae.encoder.out.weight.data.zero_()  # type: ignore[union-attr, operator]
+    assert evaluation.latent_figures(lit.vae, data.train, data.test, "test", False) == {"test/active_units": 0}
+    lit.vae.encoder.out.weight.data[1] = 1  # type: ignore[union-attr, index]
+    assert evaluation.latent_figures(lit.vae, data.train, data.test, "test", False) == {"test/active_units": 1}
+
+
+def test_table_returns_the_monitored_figure_and_names_the_places(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = metrics(run)
+    assert results.show(opened(run)) == found["dev/loss"]
+    out = capsys.readouterr().out
+    assert "digits, grey levels: best epoch 1 of 1" in out
+    assert f"{found['dev/loss']:.6g}" in out
+    assert f"{found['test/reconstruction']:.6g} +- {found['test/reconstruction_error']:.2g}" in out
+    assert "nats per image" in out
+    assert f"run:      {run}\n" in out
+    assert f"curves:   tensorboard --logdir {run}\n" in out
+    assert "squared error" not in out
+
+
+def test_squared_error_is_said_to_be_no_nll() -> None:
+    one = runs.Run(Path("outputs/2026-01-01/x"), settings_of("data=digits"))
+    lines = results.closing_lines(one, {"test/active_units": 4})
+    assert lines[0] == "4 of 4 latents are active"
+    assert "squared error is not normalised" in lines[1]
+    assert lines[-1] == "curves:   tensorboard --logdir outputs"
+
+
+def test_show_prints_the_table_again(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(run)
+    assert vae(monkeypatch, "show", str(run)) == 0
+    assert "best epoch 1 of 1" in capsys.readouterr().out
+    assert tree(run) == before
+
+
+@pytest.mark.parametrize("command", ["show", "evaluate"])
+def test_what_is_no_run_is_refused(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vae(monkeypatch, command, str(tmp_path)) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert str(tmp_path) in err
+    assert "config.yaml" in err
+
+
+def test_show_of_an_unfinished_run_is_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "metrics.json").unlink()
+    assert vae(monkeypatch, "show", str(run)) == 2
+    assert "not finished" in capsys.readouterr().err
+
+
+# --- figures anew -----------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_rewrites_the_figures_and_keeps_training_s(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, files = metrics(run), tree(run)
+    assert vae(monkeypatch, "evaluate", str(run), "samples=20", "evaluation.probes=true") == 0
+    found, rewritten = metrics(run), tree(run)
+    assert found["test/nll_samples"] == 20
+    assert {"test/nll", "test/nll_error", "test/elbo", "test/rate", "test/distortion"} <= set(found)
+    assert found["test/nll"] <= -found["test/elbo"]
+    assert {"test/knn_accuracy", "test/linear_probe_accuracy"} <= set(found)
+    assert {name: found[name] for name in results.TRAINING} == {name: before[name] for name in results.TRAINING}
+    for name in ("dev/loss", "dev/kl", "test/loss", "test/reconstruction"):
+        assert found[name] == pytest.approx(before[name], rel=1e-6)
+    changed = {name for name in files if rewritten[name] != files[name]}
+    assert changed == {name for name in files if name.endswith(".png") and "figures" in name} | {"metrics.json"}
+    assert "nll_samples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("pair", "said"),
+    [
+        ("smaples=20", "did you mean evaluation.samples?"),
+        ("latent_dim=3", "there is no such key"),
+        ("samples=-1", "of at least 0"),
+        ("samples=many", "of at least 0"),
+        ("samples", "of at least 0"),
+        ("probes=3", "true or false"),
+        ("features=true", "evaluation.generated"),  # of which the run has none
+    ],
+)
+def test_evaluate_refuses_what_the_group_does_not_know(
+    run: Path, pair: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(run)
+    assert vae(monkeypatch, "evaluate", str(run), pair) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert pair.partition("=")[0] in err
+    assert said in err
+    assert tree(run) == before
+
+
+def test_evaluate_waits_for_no_other_process(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FileLock(run / ".lock"):
+        assert vae(monkeypatch, "evaluate", str(run), "samples=2") == 2
+    assert "another process" in capsys.readouterr().err
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_run_of_the_sweep_has_its_pictures(sweep: Path) -> None:
+    """Figures 4 to 8 of the report, and ours; each a PNG in which something is drawn."""
+    expected = {
+        "reconstructions", "losses", "latents", "samples", "kl_per_latent", "rate_distortion", "latent_space",
+        "sigma_history", "sigma_image", "residuals",
+    }  # fmt: skip
+    for number in range(4):
+        drawn = list((sweep / str(number) / "figures").iterdir())
+        assert {path.name for path in drawn} == {f"{name}.png" for name in expected}
+    for path in (sweep / "0" / "figures").iterdir():
+        image = imread(path)
+        assert min(image.shape[:2]) > 100, path
+        assert image[..., :3].std() > 0.01, path
+
+
+# --- the way back in --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_run_is_loaded_as_it_was_saved(run: Path, which: str) -> None:
+    path = run / "checkpoints" / f"{which}.ckpt"
+    if which == "last":  # an epoch's run has one and the same in both
+        checkpoint = checkpoints.load(path)
+        checkpoint["state_dict"] = {name: value + 1 for name, value in checkpoint["state_dict"].items()}
+        checkpoints.DurableCheckpointIO().save_checkpoint(checkpoint, path)
+    lit, data, one = runs.load_run(run, which)
+    saved = checkpoints.load(path)["state_dict"]
+    assert saved.keys() == lit.state_dict().keys()
+    assert all(torch.equal(value, saved[name]) for name, value in lit.state_dict().items())
+    assert not lit.training
+    assert one.directory == run
+    assert (data.name, lit.vae.latent_dim) == ("digits", 2)
+
+
+def test_loaded_run_repeats_its_figures(sweep: Path) -> None:
+    """Of convolutions with three latents, too."""
+    lit, data, one = runs.load_run(sweep / "3")
+    found = evaluation.objective_figures(lit.vae, lit.objective, data.test.images, "test", one.settings["seed"], 12)
+    assert found["test/loss"] == pytest.approx(metrics(sweep / "3")["test/loss"], rel=1e-6)
+    assert lit.vae.latent_dim == 3
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_checkpoint_that_is_gone_is_named(run: Path, which: str) -> None:
+    (run / "checkpoints" / f"{which}.ckpt").unlink()
+    with pytest.raises(InputError, match=rf"{which}\.ckpt does not exist"):
+        runs.load_run(run, which)
+
+
+def test_configuration_that_was_damaged_is_refused(run: Path) -> None:
+    s = runs.read_settings(run / "config.yaml")
+    (run / "config.yaml").write_text(yaml.safe_dump(s | {"latent_dim": "four"}))
+    with pytest.raises(InputError, match="latent_dim=four"):
+        runs.load_run(run)
+
+
+def test_configuration_of_a_stranger_runs_no_code(run: Path, tmp_path: Path) -> None:
+    """A run's directory may come from anywhere: its configuration is data, as its checkpoints are."""
+    s = runs.read_settings(run / "config.yaml")
+    planted = {"likelihood": {"_target_": "os.mkdir", "path": str(tmp_path / "planted")}}
+    (run / "config.yaml").write_text(yaml.safe_dump(s | planted))
+    with pytest.raises(InputError, match=r"os\.mkdir"):
+        runs.load_run(run)
+    assert not (tmp_path / "planted").exists()
+
+
+def test_commands_are_described() -> None:
+    """Every command of the parser is in its description, with its arguments."""
+    text = cli.arguments().format_help()
+    for name in ("vae evaluate RUN", "vae show RUN", "vae bench"):
+        assert name in text
+    assert Path(command.CONF).is_dir()

@@ -1,0 +1,322 @@
+"""Whole runs: the same numbers twice, on from where they stand, and never into a directory of something else."""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import SHORT, SMALL, settings_of, train, tree
+from filelock import FileLock
+from tensorboard.backend.event_processing.event_accumulator import IMAGES, TENSORS, EventAccumulator
+from torch import Tensor
+
+from vae import checkpoints, runs
+from vae.callbacks import LAYOUT
+from vae.errors import InputError
+from vae.settings import leaves
+
+pytestmark = pytest.mark.usefixtures("digits_once")
+
+BATCH = 20
+TIMES = {"seconds", "images_per_second"}
+TWO_EPOCHS = (*SMALL, "evaluation=none", "trainer.limit_train_batches=3", "trainer.max_epochs=2", f"data.batch_size={BATCH}")
+OTHER_SITTING = (  # every key that may differ between two sittings, but the slow one, compile
+    "threads=2", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "data.root=elsewhere",
+    "data.mirrors=[https://example.org/]", "data.timeout=3", "data.num_workers=1", "data.eval_batch_size=1500",
+    "data.resident=false", "callbacks.checkpoint_minutes=0.001", "callbacks.figures_every=0",
+    "evaluation.cache_dir=elsewhere", "checkpoint=last",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _undrawn() -> Iterator[None]:
+    """As the fixture `undrawn`, for all runs of this file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vae.results.draw", lambda *arguments: {})
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs in one sitting; tests change copies of it only."""
+    directory = tmp_path_factory.mktemp("runs") / "undisturbed"
+    train(*TWO_EPOCHS, f"run_dir={directory}")
+    return directory
+
+
+@pytest.fixture
+def copied(undisturbed: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(undisturbed, tmp_path / "copy"))
+
+
+def numbers(run: Path) -> dict[str, float]:
+    found = json.loads((run / "metrics.json").read_text())
+    return {name: value for name, value in found.items() if name != "provenance" and name not in TIMES}
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
+
+
+def last(run: Path) -> dict[str, Any]:
+    return checkpoints.load(run / "checkpoints" / "last.ckpt")
+
+
+def refused(directory: Path, *overrides: str) -> str:
+    """The line with which this command is refused in this directory, of which nothing is touched."""
+    before = tree(directory)
+    with pytest.raises(InputError) as caught:
+        train(*overrides, f"run_dir={directory}")
+    line = str(caught.value)
+    assert "\n" not in line
+    assert str(directory) in line
+    assert tree(directory) == before
+    return line
+
+
+# --- the same numbers -------------------------------------------------------------------------------------------------
+
+
+def test_same_seed_gives_the_same_numbers_and_another_seed_others(undisturbed: Path, tmp_path: Path) -> None:
+    result = train(*TWO_EPOCHS, f"run_dir={tmp_path}/again")
+    assert numbers(tmp_path / "again") == numbers(undisturbed)
+    assert result == numbers(undisturbed)["dev/loss"]
+    assert same(last(tmp_path / "again")["state_dict"], last(undisturbed)["state_dict"])
+    train(*TWO_EPOCHS, "seed=1", f"run_dir={tmp_path}/other")
+    other, fixed = numbers(tmp_path / "other"), numbers(undisturbed)
+    assert all(other[name] != fixed[name] for name in ("dev/loss", "dev/kl", "test/loss", "test/reconstruction"))
+
+
+def test_metrics_are_flat_numbers_with_their_origin(undisturbed: Path) -> None:
+    found = json.loads((undisturbed / "metrics.json").read_text())
+    origin = found.pop("provenance")
+    assert all(type(value) in (int, float) and math.isfinite(value) for value in found.values())
+    dev_and_test = {f"{split}/{name}" for split in ("dev", "test") for name in ("loss", "reconstruction", "kl", "beta")}
+    assert dev_and_test | {"test/active_units"} <= set(found)
+    assert not [name for name in found if "elbo" in name or "nll" in name]  # squared error is not normalised
+    assert {"epochs", "best_epoch", "steps", "seconds", "images_per_second", "parameters"} <= set(found)
+    assert (found["epochs"], found["steps"], found["stopped_early"]) == (2, 6, 0)
+    assert found["images_per_second"] == pytest.approx(6 * BATCH / found["seconds"])
+    assert {"seed", "git_commit", "versions", "data_md5", "device", "threads", "command"} == set(origin)
+    assert {"python", "torch", "lightning"} <= set(origin["versions"])
+
+
+def test_parameters_are_counted(undisturbed: Path) -> None:
+    encoder, decoder = (784 * 5 + 5) + (5 * 4 + 4), (2 * 4 + 4) + (4 * 1568 + 1568)
+    assert numbers(undisturbed)["parameters"] == encoder + decoder
+
+
+def test_dev_figures_are_those_of_the_best_epoch(undisturbed: Path) -> None:
+    rows, found = last(undisturbed)["callbacks"]["History"]["rows"], numbers(undisturbed)
+    assert [row["epoch"] for row in rows] == [0, 1]
+    assert found["best_epoch"] == min(rows, key=lambda row: row["dev/loss"])["epoch"]
+    best = rows[int(found["best_epoch"])]
+    for name in ("dev/loss", "dev/reconstruction", "dev/kl", "dev/beta"):
+        assert found[name] == pytest.approx(best[name], rel=1e-6)
+    assert {"train/loss", "train/grad_norm", "train_eval/loss"} <= set(best)
+
+
+def test_checkpoint_of_the_best_epoch_is_kept(tmp_path: Path) -> None:
+    """With a rate that ruins the second epoch, the first is best, and the table is its."""
+    train(*TWO_EPOCHS, "scheduler=multistep", "scheduler.milestones=[1]", "scheduler.gamma=100", f"run_dir={tmp_path}")
+    rows, found = last(tmp_path)["callbacks"]["History"]["rows"], numbers(tmp_path)
+    assert rows[1]["dev/loss"] > rows[0]["dev/loss"]
+    assert (found["best_epoch"], found["epochs"]) == (0, 2)
+    assert found["dev/loss"] == pytest.approx(rows[0]["dev/loss"], rel=1e-6)
+
+
+# --- the same command again -------------------------------------------------------------------------------------------
+
+
+def test_finished_run_returns_its_result_and_changes_no_file(
+    undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(undisturbed)
+    assert train(*TWO_EPOCHS, f"run_dir={undisturbed}") == numbers(undisturbed)["dev/loss"]
+    assert train(*TWO_EPOCHS, *OTHER_SITTING, f"run_dir={undisturbed}") == numbers(undisturbed)["dev/loss"]
+    assert tree(undisturbed) == before
+    assert "best epoch" in capsys.readouterr().out
+
+
+def test_longer_run_equals_an_undisturbed_one_to_the_bit(undisturbed: Path, tmp_path: Path) -> None:
+    """Also when every key differs of which it is said that it may."""
+    one_epoch = [given for given in TWO_EPOCHS if not given.startswith("trainer.max_epochs")]
+    train(*one_epoch, "trainer.max_epochs=1", f"run_dir={tmp_path}/grown")
+    assert numbers(tmp_path / "grown")["epochs"] == 1
+    train(*TWO_EPOCHS, *OTHER_SITTING, f"run_dir={tmp_path}/grown")
+    grown, whole = last(tmp_path / "grown"), last(undisturbed)
+    assert same(grown["state_dict"], whole["state_dict"])
+    assert same(grown["optimizer_states"], whole["optimizer_states"])
+    assert numbers(tmp_path / "grown") == pytest.approx(numbers(undisturbed), rel=1e-6)  # eval_batch_size: rounding
+    for split in ("train", "dev", "train_eval"):
+        curves = [[row[f"{split}/loss"] for row in c["callbacks"]["History"]["rows"]] for c in (grown, whole)]
+        assert curves[0] == pytest.approx(curves[1], rel=1e-6)
+    assert runs.read_settings(tmp_path / "grown" / "config.yaml")["trainer"]["max_epochs"] == 2
+    assert "continuing from" in (tmp_path / "grown" / "train.log").read_text()
+    assert steps(tmp_path / "grown", "train/loss") == steps(undisturbed, "train/loss")
+    assert steps(tmp_path / "grown", "dev/loss") == steps(undisturbed, "dev/loss")
+
+
+def test_every_free_key_is_among_those_of_the_other_sitting() -> None:
+    given = {override.partition("=")[0] for override in OTHER_SITTING}
+    assert given == set(runs.FREE) - {"compile", "run_dir"}
+
+
+def test_run_that_stopped_early_is_finished(tmp_path: Path) -> None:
+    still = ("optimizer=sgd", "optimizer.lr=1e-30", "optimizer.weight_decay=0", "callbacks.early_stopping=1")
+    command = (*SHORT, *still, "trainer.max_epochs=5", f"run_dir={tmp_path}")
+    result = train(*command)
+    found = numbers(tmp_path)
+    assert (found["epochs"], found["best_epoch"], found["stopped_early"]) == (2, 0, 1)
+    before = tree(tmp_path)
+    assert train(*command) == result
+    assert tree(tmp_path) == before
+
+
+# --- whose directory --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["latent_dim=3"], "latent_dim (2 there, 3 now)"),
+        (["seed=1"], "data.seed (0 there, 1 now), seed (0 there, 1 now)"),
+        (["trainer.max_epochs=1"], "trainer.max_epochs (2 there, 1 now)"),
+        (["model/encoder=conv"], "and 1 more"),
+        (["likelihood=gaussian", "latent_dim=3"], "likelihood.reconstruct (sample there, absent now)"),
+        (["trainer.max_epochs=3", "dropout=0"], "trainer.max_epochs (2 there, 3 now)"),
+    ],
+    ids=str,
+)
+def test_another_configuration_is_refused(copied: Path, overrides: list[str], named: str) -> None:
+    line = refused(copied, *TWO_EPOCHS, *overrides)
+    assert "another configuration" in line
+    assert named in line
+
+
+def test_unfinished_run_can_grow_and_not_shrink(copied: Path) -> None:
+    (copied / "metrics.json").unlink()
+    s = settings_of(*TWO_EPOCHS, f"run_dir={copied}")
+    for epochs in (2, 3):
+        runs.Run(copied, s | {"trainer": s["trainer"] | {"max_epochs": epochs}}).check()
+    assert "trainer.max_epochs (2 there, 1 now)" in refused(copied, *TWO_EPOCHS, "trainer.max_epochs=1")
+
+
+def test_run_whose_schedule_ends_with_it_cannot_grow(tmp_path: Path) -> None:
+    """The rates of its first epochs would have been others."""
+    s = settings_of(*SHORT, "scheduler=cosine", f"run_dir={tmp_path}")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(s))
+    line = refused(tmp_path, *SHORT, "scheduler=cosine", "trainer.max_epochs=2")
+    assert "scheduler.T_max (1 there, 2 now)" in line
+
+
+def test_settings_survive_their_file(copied: Path) -> None:
+    saved, s = runs.read_settings(copied / "config.yaml"), settings_of(*TWO_EPOCHS)
+    assert dict(leaves(saved)) | {"run_dir": ""} == dict(leaves(s)) | {"run_dir": ""}
+
+
+def test_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("the only copy")
+    assert "not a run" in refused(tmp_path, *SHORT)
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "latent_dim: [", "other: 1", "\0"], ids=repr)
+def test_configuration_that_cannot_be_read_is_refused(copied: Path, content: str) -> None:
+    (copied / "config.yaml").write_text(content)
+    assert "config.yaml" in refused(copied, *TWO_EPOCHS)
+
+
+def test_metrics_that_cannot_be_read_are_refused(copied: Path) -> None:
+    (copied / "metrics.json").write_text('{"dev/loss": ')
+    assert "metrics.json" in refused(copied, *TWO_EPOCHS)
+
+
+def test_file_in_the_place_of_the_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(InputError, match=r"^run_dir=.*/run: .*"):
+        train(*SHORT, f"run_dir={tmp_path}/run")
+    assert (tmp_path / "run").read_text() == "a file"
+
+
+def test_directory_that_cannot_be_made_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^run_dir=/sys/vae: cannot be written"):
+        train(*SHORT, "run_dir=/sys/vae")
+
+
+def test_directory_in_which_another_process_works_is_refused(copied: Path) -> None:
+    with FileLock(copied / ".lock"):
+        assert "another process" in refused(copied, *TWO_EPOCHS, "trainer.max_epochs=3")
+        assert train(*TWO_EPOCHS, f"run_dir={copied}") == numbers(copied)["dev/loss"]  # looking on is allowed
+
+
+def test_checkpoint_that_is_missing_is_refused_where_the_other_is_there(copied: Path) -> None:
+    (copied / "metrics.json").unlink()
+    (copied / "checkpoints" / "last.ckpt").unlink()
+    assert "checkpoint=best" in refused(copied, *TWO_EPOCHS)
+
+
+def test_damaged_checkpoint_is_refused(copied: Path) -> None:
+    path = copied / "checkpoints" / "last.ckpt"
+    path.write_bytes(path.read_bytes()[:-100])
+    (copied / "metrics.json").unlink()
+    with pytest.raises(InputError, match=r"last\.ckpt is truncated"):
+        train(*TWO_EPOCHS, f"run_dir={copied}")
+
+
+# --- TensorBoard ------------------------------------------------------------------------------------------------------
+
+
+def events(run: Path) -> EventAccumulator:
+    return EventAccumulator(str(run), size_guidance={IMAGES: 0, TENSORS: 0}).Reload()
+
+
+def steps(run: Path, tag: str) -> list[int]:
+    return [event.step for event in events(run).Scalars(tag)]
+
+
+def test_events_hold_the_curves(undisturbed: Path) -> None:
+    found = events(undisturbed)
+    rows = last(undisturbed)["callbacks"]["History"]["rows"]
+    for name in ("train/loss", "dev/loss", "dev/kl", "dev/reconstruction", "train_eval/loss", "train/grad_norm"):
+        assert [event.value for event in found.Scalars(name)] == pytest.approx([row[name] for row in rows]), name
+    scalars = set(found.Tags()["scalars"])
+    assert {"lr-Adam", "dev/sigma", "kl_per_latent/00", "kl_per_latent/01", "train/beta"} <= scalars
+    assert {"anchor/mean_image", "anchor/PCA_2", "anchor/PCA_32"} <= scalars
+
+
+def test_events_lay_out_their_charts(undisturbed: Path) -> None:
+    found = events(undisturbed)
+    layout = found.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    for category, charts in LAYOUT.items():
+        assert category.encode() in layout
+        assert all(tag.encode() in layout for _, tags in charts.values() for tag in tags)
+
+
+def test_events_set_the_configuration_beside_the_figures(undisturbed: Path) -> None:
+    found = events(undisturbed)
+    content = found.summary_metadata
+    assert {"_hparams_/experiment", "_hparams_/session_start_info", "_hparams_/session_end_info"} <= set(content)
+    start = content["_hparams_/session_start_info"].plugin_data.content
+    for key in ("latent_dim", "optimizer.lr", "model.encoder.hidden", "likelihood._target_"):
+        assert key.encode() in start
+    assert b"dev/loss" in content["_hparams_/experiment"].plugin_data.content
+
+
+def test_events_hold_the_pictures(sweep: Path) -> None:
+    """Of a run with all its pictures: those of the epochs, and the report's at the end."""
+    found = events(sweep / "0")
+    drawn = {path.stem for path in (sweep / "0" / "figures").glob("*.png")}
+    assert {f"final/{name}" for name in drawn} | {"reconstructions", "prior samples"} == set(found.Tags()["images"])
+    for tag in found.Tags()["images"]:
+        assert found.Images(tag)[-1].encoded_image_string.startswith(b"\x89PNG")
+    assert {"dev/elbo", "train/elbo", "dev/sigma"} <= set(found.Tags()["scalars"])
+    assert (sweep / "0" / "projector_config.pbtxt").exists()
