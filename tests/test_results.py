@@ -48,9 +48,7 @@ def with_metrics(run: Path, **changed: Any) -> None:
 # --- the closing table ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("active", "words"), [(0, "collapsed: no latent is active"), (1, "1 of 2 latents are active")]
-)
+@pytest.mark.parametrize(("active", "words"), [(0, "collapsed: no latent is active"), (1, "1 of 2 latents are active")])
 def test_table_says_in_words_what_the_latents_do(
     run: Path, active: int, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,9 +69,7 @@ def test_latents_that_do_not_move_are_not_active(run: Path) -> None:
     assert evaluation.latent_figures(lit.vae, data.train, data.test, "test", False) == {"test/active_units": 1}
 
 
-def test_table_returns_the_monitored_figure_and_names_the_places(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_table_returns_the_monitored_figure_and_names_the_places(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = metrics(run)
     assert results.show(opened(run)) == found["dev/loss"]
     out = capsys.readouterr().out

@@ -24,7 +24,13 @@ pytestmark = pytest.mark.usefixtures("digits_once")
 
 BATCH = 20
 TIMES = {"seconds", "images_per_second"}
-TWO_EPOCHS = (*SMALL, "evaluation=none", "trainer.limit_train_batches=3", "trainer.max_epochs=2", f"data.batch_size={BATCH}")
+TWO_EPOCHS = (
+    *SMALL,
+    "evaluation=none",
+    "trainer.limit_train_batches=3",
+    "trainer.max_epochs=2",
+    f"data.batch_size={BATCH}",
+)
 OTHER_SITTING = (  # every key that may differ between two sittings, but the slow one, compile
     "threads=2", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "data.root=elsewhere",
     "data.mirrors=[https://example.org/]", "data.timeout=3", "data.num_workers=1", "data.eval_batch_size=1500",

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 from filelock import FileLock, Timeout
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
@@ -58,8 +59,25 @@ def build(cfg: DictConfig | Settings) -> tuple[LitVAE, ImageDataModule]:
     return build_model(s, data), data
 
 
+def made(group: str, node: Settings) -> Any:
+    """The object that a group describes; raises InputError for keys that do not belong to the option chosen.
+
+    Hydra checks keys against the files of a group, not those that a recipe left behind under another option.
+    """
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        given = ", ".join(f"{group}.{key}" for key in node if not key.startswith("_"))
+        raise InputError(
+            f"{group}: {node['_target_']} does not take these keys ({given}): {error.__cause__}; choose the option on "
+            f"the command line without a recipe that sets other keys of {group}"
+        ) from error
+
+
 def build_data(s: Settings) -> ImageDataModule:
-    data = instantiate(s["data"], _convert_="all")
+    data = made("data", s["data"])
     data.prepare_data()
     data.setup()
     return data
@@ -71,9 +89,9 @@ def build_model(s: Settings, data: ImageDataModule) -> LitVAE:
     init_bias = decoder.pop("init_bias")
     torch.default_generator.manual_seed(derive(s["seed"], "weights"))
     vae = VAE(
-        encoder=instantiate(s["model"]["encoder"], _convert_="all"),
-        decoder=instantiate(decoder, _convert_="all"),
-        likelihood=instantiate(s["likelihood"], _convert_="all"),
+        encoder=made("model.encoder", s["model"]["encoder"]),
+        decoder=made("model.decoder", decoder),
+        likelihood=made("likelihood", s["likelihood"]),
         latent_dim=s["latent_dim"],
         image_shape=data.image_shape,
     )
@@ -87,15 +105,15 @@ def build_model(s: Settings, data: ImageDataModule) -> LitVAE:
     return LitVAE(
         vae,
         objective=build_objective(s),
-        optimizer=instantiate(s["optimizer"], _convert_="all"),
-        scheduler=instantiate(s["scheduler"], _convert_="all") if has_schedule else None,
+        optimizer=made("optimizer", s["optimizer"]),
+        scheduler=made("scheduler", s["scheduler"]) if has_schedule else None,
         seed=s["seed"],
         settings=s,
     )
 
 
 def build_objective(s: Settings) -> ELBO | IWAE:
-    return instantiate(s["objective"], _convert_="all")
+    return made("objective", s["objective"])
 
 
 @torch.no_grad()
