@@ -304,7 +304,7 @@ def test_the_base_is_no_likelihood() -> None:
 
 def test_squared_error_head_samples_or_takes_the_mean() -> None:
     params, x = torch.randn(K, B, 2, C, H, W), torch.rand(B, C, H, W)
-    loc, scale = torch.sigmoid(params[:, :, 0]), (0.5 * params[:, :, 1]).exp()
+    loc, scale = params[:, :, 0], (0.5 * params[:, :, 1]).exp()
     sampled, mean = SquaredErrorHead(), SquaredErrorHead("mean")
     assert (sampled.params_per_pixel, mean.params_per_pixel) == (2, 1)
     assert not sampled.normalised
@@ -315,8 +315,8 @@ def test_squared_error_head_samples_or_takes_the_mean() -> None:
     assert torch.equal(log_prob, SquaredError(loc, scale).log_prob(x))
     expected = -((x - loc) ** 2).sum((2, 3, 4))
     torch.testing.assert_close(mean(params[:, :, :1]).log_prob(x), expected)
-    linear = SquaredErrorHead("mean", mean="linear")(params[:, :, :1])
-    assert torch.equal(linear.mean, params[:, :, 0])
+    squashed = SquaredErrorHead("mean", mean="sigmoid")(params[:, :, :1])
+    assert torch.equal(squashed.mean, torch.sigmoid(params[:, :, 0]))
 
 
 # Gaussian sigma
