@@ -88,7 +88,7 @@ def test_samples_and_images_are_decoded_each_for_itself(head: type[Likelihood]) 
 
 def test_the_first_parameters_of_all_channels_come_first() -> None:
     """(P, C) and not (C, P): features 0..C-1 are the means, which is where a start at the mean image is written."""
-    vae = build(SquaredErrorHead())
+    vae = build(SquaredErrorHead(mean="sigmoid"))
     out = vae.decoder.out
     assert isinstance(out, torch.nn.Linear)
     torch.nn.init.zeros_(out.weight)
