@@ -24,8 +24,9 @@ from vae import command, settings
 ROOT = Path(__file__).parent.parent
 SMALL = ("data=digits", "latent_dim=2", "model.encoder.hidden=[5]", "model.decoder.hidden=[4]")
 SHORT = (*SMALL, "evaluation=none", "trainer.max_epochs=1", "trainer.limit_train_batches=2")
-# Of the halves of a run, the one that draws takes most of the time; its pictures are looked at in test_results.
-SWEEP = ("latent_dim=2,3", "model=mlp,conv", "model.encoder.hidden=[5]", "model.decoder.hidden=[4]")
+SWEEP = ("latent_dim=2,3", "model=mlp,conv", "data=digits", "trainer.max_epochs=1", "evaluation=none")
+
+torch.set_num_threads(1)  # tensors are tiny here: a second thread would wait for the first, busily
 
 
 @pytest.fixture(autouse=True)
@@ -87,19 +88,19 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vae.results.draw", lambda *arguments: {})
 
 
-def process(*arguments: str, cwd: Path = ROOT, **options: Any) -> subprocess.CompletedProcess[str]:
+def process(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """A real `python train.py`."""
     run = [sys.executable, str(ROOT / "train.py"), *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(run, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, **options)
+    return subprocess.run(run, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="session")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real `python train.py -m`: four runs of an epoch, in 0 to 3; tests change copies of them only."""
     directory = tmp_path_factory.mktemp("sweep") / "all"
-    choices = ("data=digits", "likelihood=gaussian", "trainer.max_epochs=1", "evaluation=none", "threads=1")
-    ended = process("-m", *SWEEP, *choices, f"run_dir={directory}")
+    small = ("model.encoder.hidden=[5]", "model.decoder.hidden=[4]", "likelihood=gaussian", "threads=1")
+    ended = process("-m", *SWEEP, *small, f"run_dir={directory}")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (directory.parent / "stdout").write_text(ended.stdout)
     (directory.parent / "stderr").write_text(ended.stderr)
@@ -109,5 +110,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tree(root: Path) -> dict[str, tuple[int, str]]:
     """Every file below a folder, with its time of change, so that a rewrite shows too."""
     files = [path for path in root.rglob("*") if path.is_file()]
-    digest = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()  # noqa: E731  # of one line
-    return {str(path.relative_to(root)): (path.stat().st_mtime_ns, digest(path)) for path in files}
+    return {
+        str(path.relative_to(root)): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in files
+    }

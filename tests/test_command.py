@@ -94,8 +94,8 @@ def test_what_is_refused_later_leaves_no_directory(
     monkeypatch.chdir(tmp_path)
     code = main(monkeypatch, *sweep, *SMALL[:1], *bad.split(), "data.timeout=0.1")
     out, err = capfd.readouterr()
-    lines = [line for line in (out + err).splitlines() if bad.split()[-1] in line and "#0" not in line]
-    assert lines
+    value = bad.rpartition("=")[2]
+    assert [line for line in (out + err).splitlines() if value in line and "#0" not in line]
     assert "Traceback" not in out + err
     assert not list(tmp_path.rglob("config.yaml"))
     if not sweep:  # in which Hydra announces the runs, and each that fails is one line at its end, too

@@ -198,7 +198,7 @@ def watchers(s: Settings) -> list[tuple[Any, ...]]:
     """Of the trainer's callbacks, what they watch and how patiently."""
     run = runs.Run(Path("nowhere"), s)
     last = SaveLast("nowhere", 1)
-    trainer = runs.trainer_of(run, History(), Pictures(0, 0, "", {}), GracefulStop(last.save), last)
+    trainer = runs.trainer_of(run, History(), Pictures(0, 0, "", dict), GracefulStop(last.save), last)
     return [
         (type(c), getattr(c, "monitor", None), getattr(c, "mode", None), getattr(c, "patience", None))
         for c in trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it
@@ -368,10 +368,12 @@ def test_an_interpolated_key_follows_until_it_is_set() -> None:
 
 
 def test_beta_is_a_number_or_a_schedule() -> None:
-    assert runs.build_objective(settings_of("objective.beta=0.25")).beta(3) == 0.25
-    assert runs.build_objective(settings_of("objective.beta.value=0.25")).beta(3) == 0.25
-    linear = runs.build_objective(settings_of("objective/beta=linear", "objective.beta.steps=4"))
-    assert [linear.beta(step) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    def betas(*overrides: str) -> list[float]:
+        objective: Any = runs.build_objective(settings_of(*overrides))
+        return [objective.beta(step) for step in range(6)]
+
+    assert betas("objective.beta=0.25") == betas("objective.beta.value=0.25") == [0.25] * 6
+    assert betas("objective/beta=linear", "objective.beta.steps=4") == [0, 0.25, 0.5, 0.75, 1, 1]
 
 
 @pytest.fixture(scope="module")

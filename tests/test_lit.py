@@ -71,8 +71,9 @@ class Seen(Callback):
 
 
 def trainer_of(seen: Seen | None = None, **options: Any) -> Trainer:
+    defaults: dict[str, Any] = {"accelerator": "cpu", "max_epochs": 1, "num_sanity_val_steps": 0}
     return Trainer(
-        **{"accelerator": "cpu", "max_epochs": 1, "num_sanity_val_steps": 0} | options,
+        **defaults | options,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -108,7 +109,7 @@ def test_meter_weighs_images_not_batches() -> None:
     for batch in batches:
         meter.add(batch)
     log_px, kl = torch.cat([b.log_px for b in batches]).double(), torch.cat([b.kl for b in batches]).double()
-    expected = {
+    expected: dict[str, Any] = {
         "dev/loss": (kl.sum(-1) - log_px).mean(),
         "dev/reconstruction": -log_px.mean(),
         "dev/kl": kl.sum(-1).mean(),
@@ -188,7 +189,7 @@ def at_step(lit: LitVAE, step: int) -> LitVAE:
     trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step
     trainer.strategy._lightning_module = lit
     lit.trainer = trainer
-    lit._held = trainer  # LightningModule keeps no more than a weak reference
+    object.__setattr__(lit, "held", trainer)  # LightningModule keeps no more than a weak reference
     assert lit.global_step == step
     return lit
 
@@ -291,11 +292,13 @@ def test_epoch_does_not_change_with_how_images_come(change: list[str]) -> None:
 
 def infinite_kl(lit: LitVAE) -> None:
     """Means of 1e25, whose square overflows; their images are finite."""
-    lit.vae.encoder.out.bias.data[:LATENTS] = 1e25  # type: ignore[union-attr, index]
+    encoder: Any = lit.vae.encoder
+    encoder.out.bias.data[:LATENTS] = 1e25
 
 
 def infinite_reconstruction(lit: LitVAE) -> None:
-    lit.vae.decoder.out.bias.data[0] = 1e25  # type: ignore[union-attr, index]
+    decoder: Any = lit.vae.decoder
+    decoder.out.bias.data[0] = 1e25
 
 
 @pytest.mark.parametrize(("damage", "term"), [(infinite_kl, "kl = inf"), (infinite_reconstruction, "reconstruction")])

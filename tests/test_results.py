@@ -63,9 +63,10 @@ def test_latents_that_do_not_move_are_not_active(run: Path) -> None:
     """The figure behind the words, on a model that collapsed: one mean for every image."""
     lit, data, _ = runs.load_run(run)
     assert evaluation.latent_figures(lit.vae, data.train, data.test, "test", False)["test/active_units"] >= 0
-    lit.vae.encoder.out.weight.data.zero_()  # type: ignore[union-attr, operator]
+    encoder: Any = lit.vae.encoder
+    encoder.out.weight.data.zero_()
     assert evaluation.latent_figures(lit.vae, data.train, data.test, "test", False) == {"test/active_units": 0}
-    lit.vae.encoder.out.weight.data[1] = 1  # type: ignore[union-attr, index]
+    encoder.out.weight.data[1] = 1
     assert evaluation.latent_figures(lit.vae, data.train, data.test, "test", False) == {"test/active_units": 1}
 
 
