@@ -196,7 +196,9 @@ def test_kill_9_in_the_narrow_places(server: Server, wholes: Callable[[str], Who
         "the first checkpoint": writing("checkpoints/last.ckpt.*.part"),
         "the best checkpoint": writing("checkpoints/best.ckpt.*.part"),
         "best written, last not yet": lambda: newer(at / "best.ckpt", at / "last.ckpt"),
-        "the last checkpoint at an epoch's end": lambda: writing("checkpoints/last.ckpt.*.part")() and (at / "best.ckpt").exists(),
+        "the last checkpoint at an epoch's end": lambda: (
+            writing("checkpoints/last.ckpt.*.part")() and (at / "best.ckpt").exists()
+        ),
         "a picture": writing("figures/.*.part"),
         "the metrics": writing("metrics.json.*.part"),
     }
@@ -611,9 +613,7 @@ def test_a_finished_directory(server: Server, wholes: Callable[[str], Whole]) ->
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_slurm_requeues_a_run(
-    server: Server, wholes: Callable[[str], Whole], tmp_path: Path, named: bool
-) -> None:
+def test_slurm_requeues_a_run(server: Server, wholes: Callable[[str], Whole], tmp_path: Path, named: bool) -> None:
     """SIGUSR1, the SIGTERM that follows it, and the same job again: with and without a run_dir in its command."""
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
@@ -648,9 +648,7 @@ def test_slurm_requeues_a_run(
 
 def test_out_of_memory_names_the_keys(server: Server, tmp_path: Path) -> None:
     limits = {"RLIMIT_AS": 32 << 30}
-    line = the_line(
-        server.run(*QUICK, "objective.samples=2000000", f"run_dir={tmp_path / 'run'}", limits=limits), 1
-    )
+    line = the_line(server.run(*QUICK, "objective.samples=2000000", f"run_dir={tmp_path / 'run'}", limits=limits), 1)
     assert line.startswith("out of memory: lower data.batch_size or objective.samples")
     assert last(tmp_path / "run")["global_step"] == 0
 

@@ -31,6 +31,7 @@ def finish(run: Run, lit: LitVAE, data: ImageDataModule, history: History, train
     checkpoint = load_weights(lit, run.checkpoint("best"))
     lit.eval()
     found, generated = evaluate(lit, data, s, checkpoint["global_step"])
+    found |= training_figures(history, checkpoint["epoch"])
     found |= {
         "epochs": len(history.rows),
         "best_epoch": checkpoint["epoch"],
@@ -48,6 +49,12 @@ def finish(run: Run, lit: LitVAE, data: ImageDataModule, history: History, train
     return show(run)
 
 
+def training_figures(history: History, epoch: int) -> dict[str, float]:
+    """What was logged of the training images in the best epoch."""
+    row = next((row for row in history.rows if row["epoch"] == epoch), {})
+    return {name: value for name, value in row.items() if name.startswith(("train/", "train_eval/"))}
+
+
 def again(run: Run, lit: LitVAE, data: ImageDataModule, which: str) -> None:
     """The evaluation of a run that is there, under `run.settings`; what training measured of itself is kept."""
     with run.locked():
@@ -55,7 +62,9 @@ def again(run: Run, lit: LitVAE, data: ImageDataModule, which: str) -> None:
         history = History()
         history.load_state_dict(checkpoint_state(run))
         found, generated = evaluate(lit, data, run.settings, checkpoint["global_step"])
-        kept = {name: value for name, value in (run.metrics or {}).items() if name in TRAINING}
+        kept = {
+            name: value for name, value in (run.metrics or {}).items() if name in TRAINING or name.startswith("train")
+        }
         drawn = draw(run, lit, data, history, generated)
         log.info("%d figures drawn", len(drawn))
         write_metrics(run, found | kept, provenance(run.settings, data, lit.device))
