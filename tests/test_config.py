@@ -245,7 +245,7 @@ CASES: dict[str, Case] = {
     **halves("norm", "batch", CONV),
     "model.decoder.init_bias": Case("data"),
     "likelihood.reconstruct": Case("mean"),
-    "likelihood.mean": Case("linear"),
+    "likelihood.mean": Case("sigmoid", (*SHORT, "likelihood.mean=linear")),
     "likelihood.sigma": Case("shared", GAUSSIAN),
     "likelihood.min_sigma": Case(0.5, (*GAUSSIAN, "likelihood.sigma=pixel")),
     "likelihood.min_scale": Case(0.5, (*SHORT, "likelihood=discretized_logistic")),

@@ -32,7 +32,7 @@ TWO_EPOCHS = (
     f"data.batch_size={BATCH}",
 )
 OTHER_SITTING = (  # every key that may differ between two sittings, but the slow one, compile
-    "threads=2", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "data.root=elsewhere",
+    "threads=1", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "data.root=elsewhere",
     "data.mirrors=[https://example.org/]", "data.timeout=3", "data.num_workers=1", "data.eval_batch_size=1500",
     "data.resident=false", "callbacks.checkpoint_minutes=0.001", "callbacks.figures_every=0",
     "evaluation.cache_dir=elsewhere", "checkpoint=last",
@@ -187,6 +187,14 @@ def test_run_that_stopped_early_is_finished(tmp_path: Path) -> None:
     before = tree(tmp_path)
     assert train(*command) == result
     assert tree(tmp_path) == before
+
+
+def test_threads_are_those_that_were_asked_for(tmp_path: Path) -> None:
+    s = settings_of(*SHORT, "threads=2", f"run_dir={tmp_path}")
+    lit, data = runs.build(s)
+    before = torch.get_num_threads()
+    with runs.training(runs.Run(tmp_path, s), lit, data):
+        assert torch.get_num_threads() == 2 != before
 
 
 # --- whose directory --------------------------------------------------------------------------------------------------
