@@ -32,6 +32,7 @@ def job(cfg: DictConfig) -> float:
 
 
 def main() -> Any:
+    sys.argv[1:] = command.placed(sys.argv[1:])
     if command.answered(sys.argv[1:]):
         return None
     return job()

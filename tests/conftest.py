@@ -22,7 +22,7 @@ import vae.data
 from vae import command, settings
 
 ROOT = Path(__file__).parent.parent
-SMALL = ("data=digits", "latent_dim=2", "model.encoder.hidden=[5]", "model.decoder.hidden=[4]")
+SMALL = ("data=digits", "dropout=0.3", "latent_dim=2", "model.encoder.hidden=[5]", "model.decoder.hidden=[4]")
 SHORT = (*SMALL, "evaluation=none", "trainer.max_epochs=1", "trainer.limit_train_batches=2")
 SWEEP = ("latent_dim=2,3", "model=mlp,conv", "data=digits", "trainer.max_epochs=1", "evaluation=none")
 

@@ -20,7 +20,6 @@ ROOT = Path(__file__).parent.parent
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
-    import hydra._internal.hydra
     import sklearn.datasets  # noqa: F401  # the rest of what a run imports comes with it
 
     import vae.results  # noqa: F401

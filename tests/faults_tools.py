@@ -69,7 +69,7 @@ class Command:
         return True
 
     def kill_within(self, happens: Callable[[], Any]) -> bool:
-        """kill -9 while something lasts: the process is held still before the second look; False when it ended first."""
+        """kill -9 while something lasts: it is held still before the second look; False when it ended first."""
         while self.until(happens):
             with contextlib.suppress(ProcessLookupError):
                 self.send(signal.SIGSTOP)

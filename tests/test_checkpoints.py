@@ -151,10 +151,10 @@ def test_sweep_takes_the_parts_of_dead_processes_only(tmp_path: Path) -> None:
 def test_writable_tries_and_leaves_nothing(tmp_path: Path) -> None:
     writable(tmp_path / "new" / "checkpoints", 1_000_000)
     assert list((tmp_path / "new" / "checkpoints").iterdir()) == []
-    with largest_file(1_000_000), pytest.raises(InputError, match=r"File too large \(3\.0 MB are needed\).*run_dir"):
+    with largest_file(1_000_000), pytest.raises(RunFailed, match=r"File too large \(3\.0 MB are needed\).*run_dir"):
         writable(tmp_path, 3_000_000)
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
-    with pytest.raises(InputError, match=f"cannot write checkpoints to {NOWHERE}"):
+    with pytest.raises(RunFailed, match=f"cannot write checkpoints to {NOWHERE}"):
         writable(NOWHERE, 0)
 
 

@@ -32,6 +32,7 @@ Settings = dict[str, Any]
 CONF = Path(command.CONF)
 CONVOLUTIONS = (
     "data=digits",
+    "dropout=0.3",
     "latent_dim=2",
     "model=conv",
     *(f"model.{half}.{key}" for half in ("encoder", "decoder") for key in ("channels=[2,3]", "hidden=[5]")),

@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from faults_tools import (
     PATIENCE,
     ROOT,
@@ -29,14 +28,13 @@ from faults_tools import (
     Server,
     assert_same,
     contents,
-    differences,
     last,
     metrics,
     small_disk,
-    state,
     unwritable,
 )
 from faults_writer import checkpoint
+
 from vae.checkpoints import DurableCheckpointIO, load, sweep_parts
 
 pytestmark = pytest.mark.faults

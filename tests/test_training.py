@@ -154,23 +154,27 @@ def test_finished_run_returns_its_result_and_changes_no_file(
     assert "best epoch" in capsys.readouterr().out
 
 
-def test_longer_run_equals_an_undisturbed_one_to_the_bit(undisturbed: Path, tmp_path: Path) -> None:
-    """Also when every key differs of which it is said that it may."""
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One epoch, then the second in a sitting in which every key differs of which it is said that it may."""
+    directory = tmp_path_factory.mktemp("runs") / "grown"
     one_epoch = [given for given in TWO_EPOCHS if not given.startswith("trainer.max_epochs")]
-    train(*one_epoch, "trainer.max_epochs=1", f"run_dir={tmp_path}/grown")
-    assert numbers(tmp_path / "grown")["epochs"] == 1
-    train(*TWO_EPOCHS, *OTHER_SITTING, f"run_dir={tmp_path}/grown")
-    grown, whole = last(tmp_path / "grown"), last(undisturbed)
-    assert same(grown["state_dict"], whole["state_dict"])
-    assert same(grown["optimizer_states"], whole["optimizer_states"])
-    assert numbers(tmp_path / "grown") == pytest.approx(numbers(undisturbed), rel=1e-6)  # eval_batch_size: rounding
+    train(*one_epoch, "trainer.max_epochs=1", f"run_dir={directory}")
+    assert numbers(directory)["epochs"] == 1
+    train(*TWO_EPOCHS, *OTHER_SITTING, f"run_dir={directory}")
+    return directory
+
+
+def test_longer_run_equals_an_undisturbed_one_to_the_bit(undisturbed: Path, grown: Path) -> None:
+    longer, whole = last(grown), last(undisturbed)
+    assert same(longer["state_dict"], whole["state_dict"])
+    assert same(longer["optimizer_states"], whole["optimizer_states"])
+    assert numbers(grown) == pytest.approx(numbers(undisturbed), rel=1e-6)  # of eval_batch_size: rounding
     for split in ("train", "dev", "train_eval"):
-        curves = [[row[f"{split}/loss"] for row in c["callbacks"]["History"]["rows"]] for c in (grown, whole)]
+        curves = [[row[f"{split}/loss"] for row in c["callbacks"]["History"]["rows"]] for c in (longer, whole)]
         assert curves[0] == pytest.approx(curves[1], rel=1e-6)
-    assert runs.read_settings(tmp_path / "grown" / "config.yaml")["trainer"]["max_epochs"] == 2
-    assert "continuing from" in (tmp_path / "grown" / "train.log").read_text()
-    assert steps(tmp_path / "grown", "train/loss") == steps(undisturbed, "train/loss")
-    assert steps(tmp_path / "grown", "dev/loss") == steps(undisturbed, "dev/loss")
+    assert runs.read_settings(grown / "config.yaml")["trainer"]["max_epochs"] == 2
+    assert "continuing from" in (grown / "train.log").read_text()
 
 
 def test_every_free_key_is_among_those_of_the_other_sitting() -> None:
@@ -306,6 +310,11 @@ def test_events_hold_the_curves(undisturbed: Path) -> None:
     scalars = set(found.Tags()["scalars"])
     assert {"lr-Adam", "dev/sigma", "kl_per_latent/00", "kl_per_latent/01", "train/beta"} <= scalars
     assert {"anchor/mean_image", "anchor/PCA_2", "anchor/PCA_32"} <= scalars
+
+
+@pytest.mark.parametrize("tag", ["train/loss", "dev/loss", "kl_per_latent/00"])
+def test_events_of_a_longer_run_are_those_of_an_undisturbed_one(undisturbed: Path, grown: Path, tag: str) -> None:
+    assert steps(grown, tag) == steps(undisturbed, tag)
 
 
 def test_events_lay_out_their_charts(undisturbed: Path) -> None:

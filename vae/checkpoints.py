@@ -118,7 +118,7 @@ def _alive_elsewhere(pid: int) -> bool:
 def writable(directory: str | os.PathLike[str], bytes_needed: int) -> None:
     """Tries, before training, what a checkpoint will need: create, reserve `bytes_needed`, sync, remove.
 
-    Raises InputError. Space is really reserved, because the free space that a file system reports knows no quota.
+    Raises RunFailed. Space is really reserved, because the free space that a file system reports knows no quota.
     """
     probe = Path(directory) / f"probe.{os.getpid()}.part"
     try:
@@ -128,7 +128,7 @@ def writable(directory: str | os.PathLike[str], bytes_needed: int) -> None:
                 os.posix_fallocate(file.fileno(), 0, bytes_needed)
             os.fsync(file.fileno())
     except OSError as error:
-        raise InputError(
+        raise RunFailed(
             f"cannot write checkpoints to {directory}: {error.strerror or error} ({bytes_needed / 1e6:.1f} MB are "
             "needed); make room there, or give another directory with run_dir=..."
         ) from error

@@ -10,6 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -58,8 +59,13 @@ def check(arguments: list[str]) -> None:
     with initialize_config_dir(CONF, version_base="1.3"):
         try:
             for overrides in jobs(parsed.overrides) if parsed.multirun else [parsed.overrides]:
-                settings.check(composed(overrides))
-        except (HydraException, OmegaConfBaseException) as error:
+                s = settings.check(composed(overrides))
+                if parsed.multirun and s["trainer"]["strategy"] == "ddp":
+                    raise InputError(
+                        "trainer.strategy=ddp: with -m each of its processes would start the whole sweep again; "
+                        "take trainer.strategy=ddp_fork (CPU) or ddp_spawn, or run the jobs one by one"
+                    )
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise InputError(explained(str(error), parsed.overrides)) from error
 
 
@@ -73,6 +79,14 @@ def jobs(overrides: list[str]) -> list[list[str]]:
         else:
             choices.append([override.input_line or ""])
     return [list(one) for one in itertools.product(*choices)]
+
+
+def placed(arguments: list[str]) -> list[str]:
+    """A sweep that names no `run_dir` goes to outputs/multirun/<time>; a single run's time is in the configuration."""
+    sweep = any(argument in ("-m", "--multirun") for argument in arguments)
+    if not sweep or any(argument.startswith("run_dir=") for argument in arguments):
+        return arguments
+    return [*arguments, f"run_dir=outputs/multirun/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"]
 
 
 def composed(overrides: list[str]) -> DictConfig:

@@ -54,7 +54,7 @@ def objective_figures(
     reconstruction, rates = -torch.cat(log_px), torch.cat(kl)  # (N,), (N, D)
     loss = terms.whole(reconstruction.mean(), rates.mean(0), (torch.stack(losses) * weights).sum())
     figures = {"loss": loss.item(), "beta": terms.beta}
-    parts = {"reconstruction": reconstruction, "kl": rates.sum(1)}
+    parts = {"reconstruction": reconstruction, "kl": rates.sum(1), "bound": reconstruction + rates.sum(1)}
     if vae.likelihood.normalised:
         parts["elbo"] = -parts["reconstruction"] - parts["kl"]
     for name, values in parts.items():

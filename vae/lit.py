@@ -50,6 +50,7 @@ class Meter:
         if self.terms is not None:  # in training the loss is the mean over batches, which is what is optimised
             loss = self.terms.whole(reconstruction, kl, loss)
         means = {"loss": loss.item(), "reconstruction": reconstruction.item(), "kl": kl.sum().item()}
+        means["bound"] = means["reconstruction"] + means["kl"]
         if normalised:
             means["elbo"] = -means["reconstruction"] - means["kl"]
         return {f"{split}/{name}": value for name, value in {**means, "beta": self.beta}.items()}
@@ -119,7 +120,7 @@ class LitVAE(LightningModule):
         metrics = self.means("dev") | {"train_eval/loss": self.means("train_eval")["train_eval/loss"]}
         train = self.meters["train"]
         if train.sums is not None:
-            train.sums = self.trainer.strategy.reduce(train.sums, reduce_op="sum")  # over the ranks' images
+            train.sums = self._over_ranks(train.sums)
             metrics |= self.means("train")
         if self.grad_norms:
             metrics["train/grad_norm"] = torch.stack(self.grad_norms).mean().item()
@@ -198,20 +199,32 @@ class LitVAE(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What an epoch has summed up so far travels along, so that one resumed in its middle reports all of it."""
         self.check_finite()
+        broken = [name for name, value in self.vae.state_dict().items() if not value.isfinite().all()]
+        if broken:
+            raise RunFailed(
+                f"vae.{broken[0]} is not finite after step {self.global_step - 1} (epoch {self.current_epoch}); lower "
+                f"optimizer.lr={self._lr():g} or set trainer.gradient_clip_val=1; the last good checkpoint is kept"
+            )
         train = self.meters["train"]
+        sums = None if train.sums is None else self._over_ranks(train.sums)
         checkpoint["vae"] = {
             "format": 1,
             "settings": self.settings,
-            "sums": None if train.sums is None else train.sums.cpu(),
+            "sums": None if sums is None else sums.cpu(),
             "beta": train.beta,
             "grad_norms": [g.cpu() for g in self.grad_norms],
             "last_finite": list(self.last_finite),
         }
 
+    def _over_ranks(self, sums: Tensor) -> Tensor:
+        alone = self._trainer is None or self.trainer.world_size == 1
+        return sums if alone else self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")  # type: ignore[return-value]
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["vae"]
         train = self.meters["train"] = Meter()
-        train.sums = None if state["sums"] is None else state["sums"].to(self.device)
+        if state["sums"] is not None:  # all ranks' sums, which rank 0 alone goes on with
+            train.sums = state["sums"].to(self.device) * (self.global_rank == 0)
         train.beta = state["beta"]
         self.grad_norms = [g.to(self.device) for g in state["grad_norms"]]
         self.last_finite = tuple(state["last_finite"])

@@ -13,9 +13,10 @@ from torch.utils.tensorboard import SummaryWriter
 from vae import checkpoints, evaluation, figures, metrics
 from vae.callbacks import History, prior_figure, reconstruction_figure, shown_images, writer_of
 from vae.data import ImageDataModule, as_floats
+from vae.errors import InputError
 from vae.evaluation import Generated, Posteriors, posteriors
 from vae.lit import LitVAE
-from vae.runs import Run, anchors, caption, load_weights, provenance, write
+from vae.runs import Run, anchors, caption, load_weights, monitored, provenance, write
 from vae.settings import leaves
 
 log = logging.getLogger(__name__)
@@ -57,17 +58,17 @@ def training_figures(history: History, epoch: int) -> dict[str, float]:
 
 def again(run: Run, lit: LitVAE, data: ImageDataModule, which: str) -> None:
     """The evaluation of a run that is there, under `run.settings`; what training measured of itself is kept."""
+    if run.metrics is None:
+        raise InputError(f"{run.directory}: is not finished (no metrics.json); its command continues it")
     with run.locked():
         checkpoint = checkpoints.load(run.checkpoint(which))
         history = History()
         history.load_state_dict(checkpoint_state(run))
         found, generated = evaluate(lit, data, run.settings, checkpoint["global_step"])
-        kept = {
-            name: value for name, value in (run.metrics or {}).items() if name in TRAINING or name.startswith("train")
-        }
-        drawn = draw(run, lit, data, history, generated)
+        kept = {name: value for name, value in run.metrics.items() if name in TRAINING or name.startswith("train")}
+        drawn = draw(run, lit, data, history, generated, which)
         log.info("%d figures drawn", len(drawn))
-        write_metrics(run, found | kept, provenance(run.settings, data, lit.device))
+        write_metrics(run, found | kept, provenance(run.settings, data, lit.device) | {"checkpoint": which})
         show(run)
 
 
@@ -103,7 +104,7 @@ def write_metrics(run: Run, found: dict[str, float], origin: dict[str, Any]) -> 
 
 @torch.no_grad()
 def draw(
-    run: Run, lit: LitVAE, data: ImageDataModule, history: History, generated: Generated | None
+    run: Run, lit: LitVAE, data: ImageDataModule, history: History, generated: Generated | None, which: str = "best"
 ) -> dict[str, Figure]:
     """The report's figures and ours, as PNG files in the run's `figures/`; by name."""
     s, vae = run.settings, lit.vae
@@ -112,7 +113,7 @@ def draw(
     dev = posteriors(vae, data.dev.images)
     curves = {name: history.curve(f"{name}/loss") for name in ("train", "dev", "train_eval")}
     drawn = {
-        "reconstructions": reconstruction_figure(vae, x, f"{what}; dev; best epoch"),
+        "reconstructions": reconstruction_figure(vae, x, f"{what}; dev; {which} checkpoint"),
         "losses": figures.losses(
             curves, f"{what}; the objective, summed over pixels, a mean over images", anchors(s, data)
         ),
@@ -125,9 +126,10 @@ def draw(
             f"{what}; dev; a unit is active where its posterior mean varies by more than 0.01",
             metrics.active_units(dev.mu),
         ),
-        "rate_distortion": rate_distortion(history, what),
         "latent_space": latent_space(vae, dev, what),
     }
+    if vae.likelihood.normalised:  # else there are no nats to draw
+        drawn["rate_distortion"] = rate_distortion(history, what)
     drawn |= sigma_figures(vae, x, history, what)
     drawn |= generated_figures(data, generated, what)
     for name, figure in drawn.items():
@@ -231,9 +233,10 @@ def hparams(writer: SummaryWriter, flat: dict[str, Any], found: dict[str, float]
     """Into the run's own event file; SummaryWriter.add_hparams would open a second folder."""
     from torch.utils.tensorboard.summary import hparams as summaries
 
-    for summary in summaries(flat, dict(found)):
+    final = {f"final/{name}": value for name, value in found.items()}  # apart from the curves of the same names
+    for summary in summaries(flat, final):
         writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]  # None only after close
-    for name, value in found.items():
+    for name, value in final.items():
         writer.add_scalar(name, value, int(found["steps"]))
 
 
@@ -248,7 +251,7 @@ def show(run: Run) -> float:
     table = Table(
         box=box.SIMPLE,
         show_header=False,
-        title=f"{caption(run.settings)}: best epoch {found['best_epoch'] + 1} of {found['epochs']}",
+        title=f"{caption(run.settings)}: epoch {found['best_epoch']} is the best of 0 to {found['epochs'] - 1}",
     )
     for name, value in found.items():
         if name == "provenance" or name.endswith("_error"):
@@ -259,7 +262,7 @@ def show(run: Run) -> float:
     console.print(table)
     for line in closing_lines(run, found):
         console.print(line, highlight=False, soft_wrap=True)
-    return float(found[run.settings["callbacks"]["monitor"]])
+    return float(found[monitored(run.settings)[0]])
 
 
 def units(name: str) -> str:

@@ -157,6 +157,12 @@ class Run:
         return metrics["epochs"] >= self.settings["trainer"]["max_epochs"] or bool(metrics["stopped_early"])
 
     @property
+    def begun(self) -> bool:
+        """Whether it holds more than what a process killed before its first file leaves behind."""
+        files = (p for p in self.directory.rglob("*") if p.is_file())
+        return any(p.name != ".lock" and p.suffix != ".part" for p in files)
+
+    @property
     def resume_from(self) -> Path | None:
         """The checkpoint where it goes on, or None for a run that never wrote one."""
         which = self.settings["checkpoint"]
@@ -176,7 +182,7 @@ class Run:
         path = self.directory / "config.yaml"
         if path.exists():
             self._compare(read_settings(path))
-        elif self.directory.exists() and any(p.name != ".lock" for p in self.directory.iterdir()):
+        elif self.begun:
             raise InputError(
                 f"run_dir={self.directory}: is not empty and not a run (no config.yaml); name a new folder, "
                 "for example run_dir=outputs/mine"
@@ -187,16 +193,22 @@ class Run:
         differ = [k for k in sorted({*old, *new}) if k not in FREE and old.get(k) != new.get(k)]
         if differ == [GROWS]:
             metrics = self.metrics
-            trained = metrics["epochs"] if metrics else 0
-            if new[GROWS] >= min(old[GROWS], trained) and new[GROWS] >= trained:
+            if new[GROWS] >= old[GROWS] or (metrics is not None and new[GROWS] >= metrics["epochs"]):
                 return
         if differ:
             shown = ", ".join(f"{k} ({old.get(k, 'absent')} there, {new.get(k, 'absent')} now)" for k in differ[:6])
             more = f" and {len(differ) - 6} more" if len(differ) > 6 else ""
             raise InputError(
                 f"run_dir={self.directory}: belongs to another configuration, which differs in {shown}{more}; "
-                "give the same command to continue it, or another run_dir"
+                "give the same command to continue it, or another run_dir" + self._hint(differ)
             )
+
+    @staticmethod
+    def _hint(differ: list[str]) -> str:
+        lengths = [key for key in differ if key in ("scheduler.T_max", "scheduler.epochs")]
+        if GROWS not in differ or not lengths:
+            return ""
+        return f"; to train on, keep the schedule's length: {lengths[0]}=<the number there>"
 
     @contextmanager
     def opened(self, cfg: DictConfig | None = None) -> Iterator[None]:
@@ -211,7 +223,8 @@ class Run:
         with self.locked():
             self.check()
             self.checkpoint_directory.mkdir(exist_ok=True)
-            checkpoints.sweep_parts(self.checkpoint_directory)
+            for folder in (self.directory, self.checkpoint_directory):
+                checkpoints.sweep_parts(folder)
             checkpoints.writable(self.checkpoint_directory, CHECKPOINT_BYTES)
             write(self.directory / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
             if cfg is not None:
@@ -298,13 +311,31 @@ def caption(s: Settings) -> str:
     return f"{s['data']['name']}, {'grey levels' if grey == 'none' else f'{grey} binarisation'}"
 
 
+def monitored(s: Settings) -> tuple[str, str]:
+    """The metric that the best epoch is best by, and `min` or `max`.
+
+    Where beta has a schedule, the loss of two epochs does not compare: `dev/bound`, with beta 1, takes its place.
+    """
+    name = s["callbacks"]["monitor"]
+    beta = s["objective"].get("beta", 1.0)
+    if name == "dev/loss" and isinstance(beta, dict) and {"steps", "period"} & beta.keys():
+        name = "dev/bound"
+    return name, "max" if name == "dev/elbo" else "min"
+
+
+class Events(TensorBoardLogger):
+    """TensorBoard's events alone: config.yaml says what hparams.yaml would."""
+
+    def save(self) -> None:
+        self.experiment.flush()
+
+
 def trainer_of(run: Run, history: History, pictures: Pictures, stop: GracefulStop, last: SaveLast) -> Trainer:
     s = run.settings
     options = dict(s["trainer"])
     bar = options.pop("enable_progress_bar")
     bar = on_a_terminal() if bar is None else bar
-    monitor = s["callbacks"]["monitor"]
-    mode = "max" if monitor.endswith("elbo") else "min"
+    monitor, mode = monitored(s)
     callbacks: list[Callback] = [history, EpochLine(history), pictures, LearningRateMonitor("epoch")]
     callbacks += [QuietBar()] if bar else []
     if s["callbacks"]["early_stopping"]:
@@ -315,7 +346,7 @@ def trainer_of(run: Run, history: History, pictures: Pictures, stop: GracefulSto
     return Trainer(
         **options,
         callbacks=[*callbacks, best, last, stop],
-        logger=TensorBoardLogger(run.directory, name="", version="", default_hp_metric=False, purge_step=_purge(run)),
+        logger=Events(run.directory, name="", version="", default_hp_metric=False, purge_step=_purge(run)),
         plugins=[DurableCheckpointIO()],
         enable_progress_bar=bar,
         enable_model_summary=False,
@@ -358,7 +389,7 @@ def anchors(s: Settings, data: ImageDataModule) -> dict[str, float]:
     covariance = (train.T @ train) / len(train) - torch.outer(mean, mean)
     _, axes = torch.linalg.eigh(covariance.double())
     lines = {"mean image": centred.square().sum(1).mean().item()}
-    for components in sorted({2, s["latent_dim"], 32}):
+    for components in sorted({2, 4, 8, 16, 32, s["latent_dim"]}):
         if components < axes.shape[1]:
             kept = centred.double() @ axes[:, -components:]
             left = centred.double().square().sum(1) - kept.square().sum(1)

@@ -156,7 +156,7 @@ RULES: dict[str, Rule] = {
     "scheduler.patience": whole(0, 5),
     "scheduler.min_lr": NOT_NEGATIVE,
     "trainer.max_epochs": whole(1, 70),
-    "trainer.accelerator": choice("auto", "cpu", "gpu", "cuda", "mps"),
+    "trainer.accelerator": choice("auto", "cpu", "gpu", "cuda"),
     "trainer.devices": either(whole(1), listed(whole(0)), choice("auto")),
     "trainer.strategy": choice("auto", "ddp", "ddp_spawn", "ddp_fork"),
     "trainer.num_nodes": whole(1),
@@ -166,7 +166,7 @@ RULES: dict[str, Rule] = {
     "trainer.deterministic": FLAG,
     "trainer.limit_train_batches": either(whole(1), NONE),
     "trainer.enable_progress_bar": either(FLAG, NONE),
-    "callbacks.monitor": choice("dev/loss", "dev/elbo", "dev/reconstruction", "dev/kl"),
+    "callbacks.monitor": choice("dev/loss", "dev/bound", "dev/elbo", "dev/reconstruction", "dev/kl"),
     "callbacks.early_stopping": either(whole(1, 10), NONE),
     "callbacks.checkpoint_minutes": real(0, example=10, open_low=True),
     "callbacks.figures_every": whole(0, 10),
@@ -176,6 +176,10 @@ RULES: dict[str, Rule] = {
     "evaluation.cache_dir": TEXT,
     "evaluation.probes": FLAG,
 }
+
+
+GROUPS = ("model", "likelihood", "objective", "data", "optimizer", "scheduler", "trainer", "callbacks", "evaluation")
+SCALARS = ("latent_dim", "dropout", "seed", "threads", "compile", "checkpoint", "run_dir")
 
 
 def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -210,6 +214,12 @@ def nearest(key: str, known: list[str]) -> str:
 def check(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration; raises InputError, one line, for the first key or value that cannot be used."""
     settings = resolved(cfg)
+    for group in GROUPS:
+        if not isinstance(settings.get(group), dict):
+            raise InputError(f"{group}: is missing; choose one of its options, see `python train.py --help`")
+    for key in SCALARS:
+        if key not in settings:
+            raise InputError(f"{key}: is missing; for example {key}={RULES[key].example}")
     for key, value in leaves(settings):
         if key.rpartition(".")[2] in ("_target_", "_partial_"):
             continue
