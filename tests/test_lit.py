@@ -170,13 +170,15 @@ def test_epochs_are_summed_up_apart() -> None:
     assert logged["train/loss"].item() == pytest.approx(expected)
 
 
-def test_gradient_norm_is_logged() -> None:
-    """Of step 0, computed by hand from its batch and weights."""
+@pytest.mark.parametrize(("epochs", "first"), [(1, 0), (2, 3)])
+def test_gradient_norm_is_that_of_the_epoch(epochs: int, first: int) -> None:
+    """Of its first step, computed by hand from its batch and weights; never that of an epoch before."""
     seen = Seen()
-    logged = fit(lit_vae(), images(), seen).callback_metrics
+    logged = fit(lit_vae(), images(), seen, max_epochs=epochs).callback_metrics
     lit = lit_vae()
-    lit._seed_step(0, 0)
-    lit.objective(lit.train().vae, seen.batches[0][0], 0).loss.backward()
+    lit.load_state_dict(seen.weights[first])
+    lit._seed_step(first, 0)
+    lit.objective(lit.train().vae, seen.batches[first][0], first).loss.backward()
     squares = [p.grad.square().sum() for p in lit.parameters() if p.grad is not None]
     assert logged["train/grad_norm"].item() == pytest.approx(torch.stack(squares).sum().sqrt().item())
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, HydraException
@@ -58,6 +59,8 @@ def check(arguments: list[str]) -> None:
         return
     with initialize_config_dir(CONF, version_base="1.3"):
         try:
+            for override in parsed.overrides:
+                _parsed(override)
             for overrides in jobs(parsed.overrides) if parsed.multirun else [parsed.overrides]:
                 s = settings.check(composed(overrides))
                 if parsed.multirun and s["trainer"]["strategy"] == "ddp":
@@ -72,13 +75,27 @@ def check(arguments: list[str]) -> None:
 def jobs(overrides: list[str]) -> list[list[str]]:
     """The overrides of each run of a sweep, taken apart as Hydra's own sweeper does."""
     choices = []
-    for override in OverridesParser.create().parse_overrides(overrides):
+    loader = GlobalHydra.instance().config_loader()  # for glob(*), which looks at the options there are
+    for override in OverridesParser.create(config_loader=loader).parse_overrides(overrides):
         if override.is_sweep_override():
             key = override.get_key_element()
             choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
         else:
             choices.append([override.input_line or ""])
     return [list(one) for one in itertools.product(*choices)]
+
+
+def _parsed(override: str) -> None:
+    """Raises InputError for what is no override at all, and for one that takes a key away."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise InputError(f"{override}: cannot be read ({' '.join(str(error).split())}); give key=value") from error
+    key = parsed.get_key_element().lstrip("+~")
+    if not key:
+        raise InputError(f"{override}: names no key; give key=value")
+    if parsed.is_delete() and (key in settings.RULES or Path(CONF, key).is_dir()):
+        raise InputError(f"{override}: nothing can be removed, as a run needs all its keys; give {key} another value")
 
 
 def placed(arguments: list[str]) -> list[str]:
@@ -106,6 +123,8 @@ def explained(message: str, overrides: list[str]) -> str:
     if unknown:
         key = unknown.group(1)
         given = next((o for o in overrides if o.lstrip("+~").startswith((f"{key}=", f"{key}@"))), key)
+        if key in settings.RULES:
+            return f"{given}: is a key of another option of {key.rpartition('.')[0]}; see `python train.py --cfg job`"
         groups = [str(p.relative_to(CONF)) for p in Path(CONF).glob("**/*") if p.is_dir()]
         return f"{given}: there is no such key; {settings.nearest(key, [*settings.RULES, *groups])}"
     return " ".join(message.split()) + "; see `python train.py --help`"

@@ -1,8 +1,11 @@
 """What every key of the configuration may be; checked before a file is written, a data set read or torch imported."""
 
 import difflib
+import functools
 import math
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
@@ -211,6 +214,14 @@ def nearest(key: str, known: list[str]) -> str:
     return f"did you mean {close[0]}?" if close else "`python train.py --help` lists the keys"
 
 
+@functools.cache
+def targets() -> frozenset[str | None]:
+    """Everything that the files of conf/ build: a value from the command line can name nothing else to be called."""
+    files = (Path(__file__).resolve().parent.parent / "conf").rglob("*.yaml")
+    named = (re.findall(r"^_target_: (\S+)", file.read_text(), re.MULTILINE) for file in files)
+    return frozenset(None if name == "null" else name for names in named for name in names)
+
+
 def check(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration; raises InputError, one line, for the first key or value that cannot be used."""
     settings = resolved(cfg)
@@ -221,6 +232,8 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         if key not in settings:
             raise InputError(f"{key}: is missing; for example {key}={RULES[key].example}")
     for key, value in leaves(settings):
+        if key.rpartition(".")[2] == "_target_" and value not in targets():
+            raise InputError(f"{key}={value}: is none of the parts that conf/ names; choose an option of its group")
         if key.rpartition(".")[2] in ("_target_", "_partial_"):
             continue
         rule = RULES.get(key)
@@ -233,7 +246,15 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
+    return (
+        "null"
+        if value is None
+        else str(value).lower()
+        if isinstance(value, bool)
+        else value
+        if isinstance(value, str)
+        else str(value).replace(" ", "")
+    )
 
 
 def _check_together(s: dict[str, Any]) -> None:
