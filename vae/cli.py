@@ -52,6 +52,7 @@ def evaluate(given: argparse.Namespace) -> None:
     changed = evaluation_settings(given.settings)
     lit, data, run = runs.load_run(given.run, given.checkpoint)
     run.settings["evaluation"] |= changed
+    settings.verify(run.settings)
     results.again(run, lit, data, given.checkpoint)
 
 

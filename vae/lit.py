@@ -80,6 +80,7 @@ class LitVAE(LightningModule):
         self.noise: dict[str, NoiseStreams] = {}
         self.grad_norms: list[Tensor] = []
         self.last_finite = (math.nan, -1)  # loss, step
+        self.look = False  # whether this step's gradient norm is taken
         self.broken: Tensor | None = None  # on an accelerator: whether a loss was not finite
 
     def configure_optimizers(self) -> Any:
@@ -97,6 +98,7 @@ class LitVAE(LightningModule):
         self._seed_step(step, batch_idx)
         terms = self.objective(self.vae, x, step)
         self._watch(terms, step)
+        self.look = step % GRAD_NORM_EVERY == 0 or batch_idx == 0
         self.meters["train"].add(terms)
         return terms.loss
 
@@ -138,7 +140,7 @@ class LitVAE(LightningModule):
             for p in self.parameters():
                 if p.grad is not None:
                     p.grad = torch.where(self.broken, 0, p.grad)
-        if self.global_step % GRAD_NORM_EVERY == 0:
+        if self.look:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             self.grad_norms.append(torch.nn.utils.get_total_norm(gradients).detach())
 

@@ -147,7 +147,12 @@ class Run:
     def metrics(self) -> dict[str, Any] | None:
         """What metrics.json says, or None before the run has ended."""
         path = self.directory / "metrics.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        try:
+            return json.loads(path.read_text()) if path.exists() else None
+        except ValueError as error:
+            raise InputError(
+                f"{path}: cannot be read ({error}); remove it, and the same command writes it anew"
+            ) from error
 
     @property
     def finished(self) -> bool:
@@ -182,6 +187,8 @@ class Run:
         path = self.directory / "config.yaml"
         if path.exists():
             self._compare(read_settings(path))
+            if not self.finished:
+                _ = self.resume_from  # which refuses a directory whose checkpoint is gone
         elif self.begun:
             raise InputError(
                 f"run_dir={self.directory}: is not empty and not a run (no config.yaml); name a new folder, "
@@ -289,7 +296,7 @@ def load_run(directory: str | os.PathLike[str], which: str = "best") -> tuple[Li
     run = Run(Path(directory), {})
     if not (run.directory / "config.yaml").exists():
         raise InputError(f"{directory}: is not a run (no config.yaml); name a folder that train.py wrote")
-    run.settings = read_settings(run.directory / "config.yaml")
+    run.settings = settings.verify(read_settings(run.directory / "config.yaml"))
     lit, data = build(run.settings)
     load_weights(lit, run.checkpoint(which))
     return lit.eval(), data, run

@@ -224,7 +224,11 @@ def targets() -> frozenset[str | None]:
 
 def check(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration; raises InputError, one line, for the first key or value that cannot be used."""
-    settings = resolved(cfg)
+    return verify(resolved(cfg))
+
+
+def verify(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same settings, all of them usable, wherever they come from: a run's config.yaml is input too."""
     for group in GROUPS:
         if not isinstance(settings.get(group), dict):
             raise InputError(f"{group}: is missing; choose one of its options, see `python train.py --help`")
