@@ -20,15 +20,15 @@ from vae.checkpoints import load
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 300  # seconds that anything may take on a machine that others use too
-USUAL = re.compile(r"epoch \d+ of \d+  |continuing from |removing ")  # what a run says while all is well
+USUAL = re.compile(r"epoch \d+ of \d+  |continuing from |removing |.*\[HYDRA\]")  # what is said while all is well
 SCREEN = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "agg"}
 
 
 class Command:
     """A process under way: `python train.py arguments`, or another script."""
 
-    def __init__(self, server: "Server", pid: int, folder: Path) -> None:
-        self.server, self.pid, self.folder = server, pid, folder
+    def __init__(self, server: "Server", pid: int, folder: Path, cwd: Path) -> None:
+        self.server, self.pid, self.folder, self.cwd = server, pid, folder, cwd
         self.code: int | None = None
 
     def ended(self, seconds: float = 0) -> bool:
@@ -126,13 +126,14 @@ class Server:
         self.count += 1
         folder = self.folder / str(self.count)
         folder.mkdir()
+        cwd = self.folder if cwd is None else cwd
         request = {
-            "script": str(script), "arguments": arguments, "cwd": str(cwd or folder), "env": env or {},
+            "script": str(script), "arguments": arguments, "cwd": str(cwd), "env": env or {},
             "limits": limits or {}, "stdout": str(folder / "stdout"), "stderr": str(folder / "stderr"),
         }  # fmt: skip
         for name in ("stdout", "stderr"):
             (folder / name).touch()
-        return Command(self, self.ask(request), folder)
+        return Command(self, self.ask(request), folder, cwd)
 
     def run(self, *arguments: str, **options: Any) -> Command:
         command = self.start(*arguments, **options)

@@ -523,7 +523,7 @@ def test_key_of_another_option_is_not_proposed_for_itself(key: str) -> None:
 
 @pytest.mark.parametrize("gone", ["latent_dim", "likelihood", "scheduler", "optimizer.lr", "trainer", "data"])
 def test_nothing_can_be_removed(gone: str) -> None:
-    assert f"~{gone}" in refusal(f"~{gone}")
+    assert gone in refusal(f"~{gone}")
 
 
 def test_what_is_fine_passes() -> None:

@@ -151,7 +151,7 @@ def test_finished_run_returns_its_result_and_changes_no_file(
     assert train(*TWO_EPOCHS, f"run_dir={undisturbed}") == numbers(undisturbed)["dev/loss"]
     assert train(*TWO_EPOCHS, *OTHER_SITTING, f"run_dir={undisturbed}") == numbers(undisturbed)["dev/loss"]
     assert tree(undisturbed) == before
-    assert "best epoch" in capsys.readouterr().out
+    assert "is the best of 0 to 1" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
