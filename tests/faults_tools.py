@@ -46,6 +46,7 @@ class Command:
 
     def send(self, signum: int, group: bool = False) -> None:
         """To the process, or to it and its workers, as a terminal, `timeout` and `scancel` do."""
+        assert not self.ended(), self.said  # its number may be another's by now
         (os.killpg if group else os.kill)(self.pid, signum)
 
     def kill(self) -> None:
