@@ -116,7 +116,7 @@ EXPLAINED = {  # what is said of each form of Hydra's messages, and what it must
     "latent_dim=2,3": ["latent_dim=2,3", "--multirun"],
     "data=base": ["data.name"],
     "dropout=${nothing}": ["dropout", "nothing"],
-    "=4": ["--help"],
+    "=4": ["=4", "key=value"],
     "latent_dim=4 4": ["latent_dim=4 4"],
     "run_dir=a=b": ["run_dir=a=b"],
 }

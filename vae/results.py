@@ -251,7 +251,7 @@ def show(run: Run) -> float:
     table = Table(
         box=box.SIMPLE,
         show_header=False,
-        title=f"{caption(run.settings)}: best epoch {found['best_epoch'] + 1} of {found['epochs']}",
+        title=f"{caption(run.settings)}: epoch {found['best_epoch']} is the best of 0 to {found['epochs'] - 1}",
     )
     for name, value in found.items():
         if name == "provenance" or name.endswith("_error"):
