@@ -104,7 +104,7 @@ def wholes(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Callable
 @pytest.fixture(scope="module")
 def stopped_once(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("stopped") / "run"
-    stop_in_mid_epoch(server, [*ALL, *RATES["plateau"], f"run_dir={directory}"], directory)
+    stop_in_mid_epoch(server, [*ALL, *RATES["cosine"], f"run_dir={directory}"], directory)
     return directory
 
 
@@ -113,7 +113,7 @@ def stopped(stopped_once: Path) -> Iterator[tuple[Path, list[str]]]:
     """A run that SIGTERM stopped in the middle of its second epoch, as it was left, and its command."""
     kept = stopped_once.with_name("kept")
     shutil.copytree(stopped_once, kept)
-    yield stopped_once, [*ALL, *RATES["plateau"], f"run_dir={stopped_once}"]
+    yield stopped_once, [*ALL, *RATES["cosine"], f"run_dir={stopped_once}"]
     shutil.rmtree(stopped_once)
     kept.rename(stopped_once)
 
@@ -321,7 +321,7 @@ def maps_torch(pid: int) -> bool:
 
 def shell(*arguments: str, before: str = "") -> list[str]:
     """A command line as users give it, through a shell, which the process then takes the place of."""
-    run = [sys.executable, str(ROOT / "train.py"), *ALL, *RATES["plateau"], *arguments]
+    run = [sys.executable, str(ROOT / "train.py"), *ALL, *RATES["cosine"], *arguments]
     return ["env", "--default-signal=INT", "bash", "-c", f'{before} exec "$@"', "bash", *run]
 
 
@@ -534,7 +534,7 @@ def test_a_run_falls_back_to_the_best_when_told_to(
     command = server.run(*arguments, "checkpoint=best")
     assert command.code == 0, command.said
     assert f"continuing from {run / 'checkpoints' / 'best.ckpt'}" in command.said
-    assert_same(wholes("plateau").directory, run)
+    assert_same(wholes("cosine").directory, run)
 
 
 # --- divergence ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from vae.distributions import (
     CalibratedNormal,
     ContinuousBernoulli,
     DiscretizedLogistic,
-    Normal,
+    Gaussian,
     SquaredError,
 )
 from vae.errors import InputError
@@ -104,7 +104,7 @@ class GaussianHead(Likelihood):
         mean = self.mean(params.select(-4, 0))
         if self.sigma == "optimal" and self.training:
             return CalibratedNormal(mean, self.mse.sqrt())
-        return Independent(Normal(mean, self.scale(params).expand_as(mean)), 3, validate_args=False)
+        return Gaussian(mean, self.scale(params))
 
     def scale(self, params: Tensor) -> Tensor:
         """sigma, () or (K, B, C, H, W), in units of the grey scale [0, 1]."""
