@@ -5,53 +5,80 @@ All parts run in one process and take turns, epoch by epoch, so that a machine's
 
 import json
 import math
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from vae import command, runs, settings
-from vae.callbacks import History, Pictures
-from vae.checkpoints import SaveLast
+from vae import command, evaluation, runs, settings
 from vae.data import ImageDataModule, as_floats
+from vae.distributions import fixed_noise
 from vae.lit import LitVAE
-from vae.signals import GracefulStop
 
 Settings = dict[str, Any]
+Seconds = dict[str, list[float]]
 MATRIX = 2048
+SAMPLES, EVALUATED = 500, 40  # importance samples, images
+LAYERS = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
+# What the profiler's names of operations say; what is none of these goes through memory element by element.
+KINDS = {
+    "arithmetic": ("mm", "conv"),
+    "random numbers": ("normal", "bernoulli", "dropout", "random", "randperm"),
+    "optimizer": ("adam", "sgd", "foreach", "Optimizer"),
+    "moving data": ("copy", "index", "cat", "fill", "zero", "to"),
+}
 
 
 class Bare:
     """The loop one would write without any framework: data in memory, torch's fused optimizer, nothing logged."""
 
-    def __init__(self, s: Settings, data: ImageDataModule) -> None:
+    def __init__(self, s: Settings, data: ImageDataModule, device: torch.device) -> None:
         lit = runs.build_model(s, data)
-        self.vae, self.objective = lit.vae.train(), lit.objective
-        self.images, self.size = data.train.images, data.batch_size
+        self.device = device
+        self.vae, self.objective = lit.vae.to(device).train(), lit.objective
+        self.images = data.train.images.to(device)
+        self.held_out = [split.images.to(device) for split in (data.dev, data.train_eval)]
+        self.dynamic = data.binarize == "dynamic"
+        self.size, self.eval_size = data.batch_size, data.eval_batch_size
         self.optimizer = lit.optimizer(self.vae.parameters())
 
-    def batches(self) -> Any:
-        order = torch.randperm(len(self.images))
+    def batches(self) -> Iterator[Tensor]:
+        order = torch.randperm(len(self.images), device=self.device)
         for rows in order.split(self.size):
-            yield as_floats(self.images[rows])
+            x = as_floats(self.images[rows])
+            yield torch.bernoulli(x) if self.dynamic else x
+
+    def step(self, x: Tensor, step: int) -> None:
+        loss = self.objective(self.vae, x, step).loss
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
 
     def epoch(self, steps: int) -> None:
         for step, x in zip(range(steps), self.batches(), strict=False):
-            loss = self.objective(self.vae, x, step).loss
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
+            self.step(x, step)
+
+    @torch.no_grad()
+    def validate(self) -> None:
+        """dev and train_eval, as train.py evaluates both after each epoch."""
+        self.vae.eval()
+        for images in self.held_out:
+            for rows in images.split(self.eval_size):
+                self.objective(self.vae, as_floats(rows), 0)
+        self.vae.train()
 
     @torch.no_grad()
     def forward(self, steps: int) -> None:
@@ -68,6 +95,18 @@ class Bare:
         with FlopCounterMode(display=False) as counter:
             self.objective(self.vae, x, 0).loss.backward()
         return counter.get_total_flops()
+
+    def shares(self, steps: int = 50) -> dict[str, float]:
+        """Where a step's time goes, by the kind of operation; Python's own share is not in it."""
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it says at length that a machine has no GPU
+        with torch.autograd.profiler.profile(use_cpu=True) as profile:
+            self.epoch(steps)
+        spent = dict.fromkeys([*KINDS, "elementwise"], 0.0)
+        for event in profile.key_averages():
+            name = event.key.split("::")[-1]
+            kind = next((k for k, parts in KINDS.items() if any(part in name for part in parts)), "elementwise")
+            spent[kind] += event.self_device_time_total if self.device.type == "cuda" else event.self_cpu_time_total
+        return {kind: time / sum(spent.values()) for kind, time in spent.items()}
 
 
 class Usual(LightningModule):
@@ -117,28 +156,37 @@ class Stopwatch(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.steps:  # the epoch before ends here, its checkpoint written
-            self.whole.append(time.perf_counter() - self.since)
+            self.whole.append(elapsed(self.since))
             if self.others is not None:
                 self.others()
         self.since = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.is_last_batch:
-            self.steps.append(time.perf_counter() - self.since)
+            self.steps.append(elapsed(self.since))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.whole.append(time.perf_counter() - self.since)
+        self.whole.append(elapsed(self.since))
+        if self.others is not None:
+            self.others()
+
+
+def elapsed(since: float) -> float:
+    """Seconds, when all that was asked of an accelerator is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - since
 
 
 def timed(work: Callable[[], Any]) -> float:
     start = time.perf_counter()
     work()
-    return time.perf_counter() - start
+    return elapsed(start)
 
 
-def matrix_rate() -> float:
+def matrix_rate(device: torch.device) -> float:
     """Floating-point operations a second of one large product, the best of five."""
-    a = torch.randn(MATRIX, MATRIX)
+    a = torch.randn(MATRIX, MATRIX, device=device)
     return 2 * MATRIX**3 / min(timed(lambda: a @ a) for _ in range(5))
 
 
@@ -147,47 +195,89 @@ def usual_epoch(s: Settings, data: ImageDataModule, workers: int, steps: int) ->
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         Trainer(
-            max_epochs=1, limit_train_batches=steps, accelerator="cpu", callbacks=[watch], default_root_dir=folder,
-            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+            max_epochs=1, limit_train_batches=steps, accelerator=s["trainer"]["accelerator"], callbacks=[watch],
+            default_root_dir=folder, enable_progress_bar=False, enable_model_summary=False,
+            enable_checkpointing=False,
         ).fit(Usual(s, data), loader)  # fmt: skip
     return watch.steps[0]
 
 
-def measure(s: Settings, repeats: int, usual: bool) -> dict[str, list[float]]:
-    """Seconds of every part, one value a turn."""
-    data = runs.build_data(s)
-    lit, bare = runs.build_model(s, data), Bare(s, data)
-    limit = s["trainer"]["limit_train_batches"]
-    steps = math.ceil(len(data.train) / data.batch_size)
-    steps = steps if limit is None else min(limit, steps)
-    bare.epoch(min(steps, 20))  # warm
-    seconds: dict[str, list[float]] = {
-        name: [] for name in ("data", "forward", "bare", "usual, 0 workers", "usual, 2 workers")
-    }
+class Turns:
+    """All parts of the measurement, each taking its turn after an epoch of train.py."""
 
-    def others() -> None:
-        seconds["data"].append(timed(lambda: bare.gather(steps)))
-        seconds["forward"].append(timed(lambda: bare.forward(steps)))
-        seconds["bare"].append(timed(lambda: bare.epoch(steps)))
-        for workers in (0, 2) if usual else ():
-            seconds[f"usual, {workers} workers"].append(usual_epoch(s, data, workers, steps))
+    def __init__(self, s: Settings, turns: int, usual: bool) -> None:
+        self.s, self.turns, self.usual = s, turns, usual
+        self.data = runs.build_data(s)
+        self.device = torch.device("cuda" if s["trainer"]["accelerator"] in ("gpu", "cuda") else "cpu")
+        self.bare = Bare(s, self.data, self.device)
+        limit = s["trainer"]["limit_train_batches"]
+        self.steps = math.ceil(len(self.data.train) / self.data.batch_size)
+        self.steps = self.steps if limit is None else min(limit, self.steps)
+        self.seconds: Seconds = {}
+        self.first = True
 
-    watch = Stopwatch(others)
-    with tempfile.TemporaryDirectory() as folder:
-        run = runs.Run(Path(folder) / "run", s | {"trainer": s["trainer"] | {"max_epochs": repeats + 1}})
-        run.checkpoint_directory.mkdir(parents=True)
-        history, last = History(), SaveLast(run.checkpoint_directory)
-        pictures = Pictures(s["callbacks"]["figures_every"], s["seed"], runs.caption(s), dict)
-        trainer = runs.trainer_of(run, history, pictures, GracefulStop(last.save), last)
-        trainer.callbacks.insert(0, watch)  # type: ignore[attr-defined]  # Lightning sets the list
-        trainer.fit(lit, datamodule=data)
-    seconds["steps of train.py"] = watch.steps[1:]  # the first epoch warms up
-    seconds["epoch of train.py"] = watch.whole[1:]
-    return seconds | {
-        "step flops": [float(bare.flops())],
-        "steps": [float(steps)],
-        "images": [float(min(len(data.train), steps * data.batch_size))],
-    }
+    @property
+    def images(self) -> int:
+        return min(len(self.data.train), self.steps * self.data.batch_size)
+
+    def add(self, name: str, seconds: float) -> None:
+        self.seconds.setdefault(name, []).append(seconds)
+
+    def others(self) -> None:
+        if self.first:  # train.py's first epoch warms up, and so does this
+            self.bare.epoch(min(self.steps, 20))
+            self.first = False
+            return
+        self.add("data", timed(lambda: self.bare.gather(self.steps)))
+        self.add("forward", timed(lambda: self.bare.forward(self.steps)))
+        self.add("bare", timed(lambda: self.bare.epoch(self.steps)))
+        self.add("bare, validated", self.seconds["bare"][-1] + timed(self.bare.validate))
+        for workers in (0, 2) if self.usual else ():
+            self.add(f"usual, {workers} workers", usual_epoch(self.s, self.data, workers, self.steps))
+
+    def run(self) -> Seconds:
+        """Seconds of an epoch of every part, one value a turn."""
+        s = self.s | {"trainer": self.s["trainer"] | {"max_epochs": self.turns + 1, "enable_progress_bar": True}}
+        watch = Stopwatch(self.others)
+        lit = runs.build_model(s, self.data)
+        with tempfile.TemporaryDirectory() as folder:
+            run = runs.Run(Path(folder) / "run", s)
+            with run.opened(), runs.training(run, lit, self.data) as (trainer, _):
+                trainer.callbacks.insert(0, watch)  # type: ignore[attr-defined]  # Lightning sets the list
+                trainer.fit(lit, datamodule=self.data)
+            command.log_to(None)  # the folder, and the log in it, go
+        self.seconds["train.py, its steps"] = watch.steps[1:]
+        self.seconds["train.py, all of it"] = watch.whole[1:]
+        return self.seconds
+
+
+@torch.inference_mode()
+def evaluation_turns(bare: Bare, test: Tensor, seed: int, turns: int) -> Seconds:
+    """The importance-weighted bound, and the products of its decoder alone on as many rows; seconds, by turns."""
+    vae, images = bare.vae.eval(), test[:EVALUATED]
+    calls: list[tuple[nn.Module, Tensor]] = []
+    hooks = [
+        layer.register_forward_hook(lambda layer, given, _: calls.append((layer, given[0])))
+        for layer in vae.decoder.modules()
+        if isinstance(layer, LAYERS)
+    ]
+    with fixed_noise(seed):
+        vae.decode(torch.randn(evaluation.ROWS, 1, vae.latent_dim, device=bare.device))
+    for hook in hooks:
+        hook.remove()
+    chunks = SAMPLES * len(images) // evaluation.ROWS
+
+    def products() -> None:
+        for _ in range(chunks):
+            for layer, given in calls:
+                layer(given)
+
+    found: Seconds = {"products": [], "bound": []}
+    for _ in range(turns + 1):
+        found["products"].append(timed(products))
+        found["bound"].append(timed(lambda: evaluation.bounds(vae, images, SAMPLES, seed)))
+    vae.train()
+    return {name: values[1:] for name, values in found.items()}
 
 
 def first_step(overrides: list[str]) -> None:
@@ -212,15 +302,19 @@ def first_step(overrides: list[str]) -> None:
             return
 
 
-def start_up(overrides: list[str]) -> dict[str, float]:
-    """Seconds until the first step, and of the imports alone, each in a fresh process, the better of two."""
+def start_up(overrides: list[str], turns: int) -> Seconds:
+    """Seconds until the first step, and of the imports alone, each in fresh processes that take turns."""
     train = f"from vae import bench; bench.first_step({overrides!r})"
     imports = "import torch, torchvision, lightning"
 
     def process(code: str) -> float:
         return timed(lambda: subprocess.run([sys.executable, "-c", code], check=True, capture_output=True))
 
-    return {"first step": min(process(train) for _ in range(2)), "imports": min(process(imports) for _ in range(2))}
+    found: Seconds = {"first step": [], "imports": []}
+    for _ in range(turns):
+        found["first step"].append(process(train))
+        found["imports"].append(process(imports))
+    return found
 
 
 def composed(overrides: list[str]) -> Any:
@@ -230,56 +324,88 @@ def composed(overrides: list[str]) -> Any:
         return command.composed(overrides)
 
 
-def report(seconds: dict[str, list[float]], rate: float, starts: dict[str, float]) -> dict[str, Any]:
+def spread(values: list[float]) -> float:
+    return (max(values) - min(values)) / 2
+
+
+def ratio(ones: list[float], others: list[float]) -> float:
+    """The median over turns of what one part takes of the other."""
+    return median(one / other for one, other in zip(ones, others, strict=True))
+
+
+def report(turns: Turns, overrides: list[str]) -> dict[str, Any]:
     """Medians and spreads, images a second, ratios to the bare loop, the share of the arithmetic limit."""
-    images, steps, flops = (seconds.pop(name)[0] for name in ("images", "steps", "step flops"))
-    bare = median(seconds["bare"])
+    seconds, rate = turns.run(), matrix_rate(turns.device)
+    bare = turns.bare
     parts = {
         name: {
             "seconds": median(values),
-            "spread": (max(values) - min(values)) / 2,
-            "images_per_second": images / median(values),
-            "to_bare": median(v / b for v, b in zip(values, seconds["bare"], strict=False)),
+            "spread": spread(values),
+            "images_per_second": turns.images / median(values),
+            "to_bare": ratio(values, seconds["bare"]),
+            "to_bare_validated": ratio(values, seconds["bare, validated"]),
         }
         for name, values in seconds.items()
-        if values
     }
-    return {
+    starts = start_up(overrides, turns.turns)
+    found = {
         "parts": parts,
+        "step_shares": bare.shares(min(50, turns.steps)),
         "matrix_gflops": rate / 1e9,
-        "share_of_arithmetic": steps * flops / rate / bare,
-        "seconds_to_first_step": starts["first step"],
-        "first_step_to_imports": starts["first step"] / starts["imports"],
-        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "share_of_arithmetic": turns.steps * bare.flops() / rate / median(seconds["bare"]),
+        "seconds_to_first_step": median(starts["first step"]),
+        "first_step_to_imports": ratio(starts["first step"], starts["imports"]),
+        "peak_memory_gib": peak_memory(turns.device),
+        "device": str(turns.device),
         "threads": torch.get_num_threads(),
-        "repeats": len(seconds["bare"]),
+        "turns": turns.turns,
     }
+    if bare.vae.likelihood.normalised:
+        spent = evaluation_turns(bare, turns.data.test.images, turns.s["seed"], turns.turns)
+        found["importance_samples_per_second"] = SAMPLES * EVALUATED / median(spent["bound"])
+        found["evaluation_to_products"] = ratio(spent["products"], spent["bound"])
+    return found
 
 
-def main(overrides: list[str], repeats: int, usual: bool, as_json: bool) -> None:
+def peak_memory(device: torch.device) -> float:
+    """GiB: of the device's memory, or of this process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main(overrides: list[str], turns: int, usual: bool, as_json: bool) -> None:
     s = settings.check(composed(overrides))
     if s["threads"]:
         torch.set_num_threads(s["threads"])
-    found = report(measure(s, repeats, usual), matrix_rate(), start_up(overrides))
-    if as_json:
-        print(json.dumps(found, indent=2))
-        return
+    with redirect_stdout(sys.stderr):  # the progress of training
+        command.log_to(None)
+        found = report(Turns(s, turns, usual), overrides)
+    print(json.dumps(found, indent=2)) if as_json else show(found)
+
+
+def show(found: dict[str, Any]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("an epoch of", "seconds", "+-", "images a second", "to the bare loop", box=box.SIMPLE)
+    titles = ("an epoch of", "seconds", "+-", "images a second", "to the bare loop", "validated")
+    table = Table(*titles, box=box.SIMPLE)
     for name, row in found["parts"].items():
         table.add_row(
             name,
             *(f"{row[key]:.3g}" for key in ("seconds", "spread")),
             f"{row['images_per_second']:,.0f}",
-            f"{row['to_bare']:.2f}",
+            *(f"{row[key]:.2f}" for key in ("to_bare", "to_bare_validated")),
         )
-    Console(width=100).print(table)
-    share, ratio = found["share_of_arithmetic"], found["first_step_to_imports"]
-    print(f"matrix products      {found['matrix_gflops']:.0f} GFLOP/s; the bare loop reaches {share:.0%} of it")
-    print(f"to the first step    {found['seconds_to_first_step']:.1f} s, {ratio:.2f} of the imports")
-    print(
-        f"peak memory          {found['peak_memory_gib']:.2f} GiB; {found['threads']} threads, {found['repeats']} turns"
-    )
+    Console(width=110).print(table)
+    share = ", ".join(f"{kind} {part:.0%}" for kind, part in found["step_shares"].items())
+    print(f"a bare step          {share}")
+    reached, times = found["share_of_arithmetic"], found["first_step_to_imports"]
+    print(f"matrix products      {found['matrix_gflops']:.0f} GFLOP/s; the bare loop reaches {reached:.0%} of it")
+    print(f"to the first step    {found['seconds_to_first_step']:.1f} s, {times:.2f} of the imports")
+    if "evaluation_to_products" in found:
+        samples, part = found["importance_samples_per_second"], found["evaluation_to_products"]
+        print(f"evaluation           {samples:,.0f} importance samples a second, {part:.2f} of the decoder's products")
+    place = f"{found['threads']} threads, {found['turns']} turns, {found['device']}"
+    print(f"peak memory          {found['peak_memory_gib']:.2f} GiB; {place}")

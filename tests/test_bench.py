@@ -1,0 +1,74 @@
+"""The benchmark runs and its figures fit together. No test here asserts a time."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from faults_tools import SCREEN
+
+from vae import bench, settings
+from vae.cli import arguments
+
+TINY = [
+    "data=digits", "latent_dim=3", "model.encoder.hidden=[7]", "model.decoder.hidden=[5]", "threads=1",
+    "trainer.limit_train_batches=4", "data.batch_size=50", "likelihood=bernoulli", "data.binarize=dynamic",
+]  # fmt: skip
+PARTS = {
+    "data", "forward", "bare", "bare, validated", "usual, 0 workers", "usual, 2 workers", "train.py, its steps",
+    "train.py, all of it",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bare() -> bench.Bare:
+    s = settings.check(bench.composed(TINY))
+    return bench.Bare(s, bench.runs.build_data(s), torch.device("cpu"))
+
+
+def test_bench_prints_figures_that_fit_together(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in SCREEN.items():
+        monkeypatch.setenv(name, value)
+    given = arguments().parse_args(["bench", *TINY, "--json", "--usual", "--turns", "1"])
+    bench.main(given.overrides, given.turns, given.usual, given.json)
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    parts = found["parts"]
+    assert parts.keys() == PARTS
+    for part in parts.values():
+        assert part["images_per_second"] == pytest.approx(4 * 50 / part["seconds"])
+        assert part["to_bare"] == pytest.approx(part["seconds"] / parts["bare"]["seconds"])
+    assert parts["bare"]["to_bare"] == 1
+    assert parts["bare, validated"]["seconds"] > parts["bare"]["seconds"]
+    assert parts["train.py, all of it"]["seconds"] > parts["train.py, its steps"]["seconds"]
+    assert sum(found["step_shares"].values()) == pytest.approx(1)
+    assert found["step_shares"]["arithmetic"] > 0
+    assert found["step_shares"]["random numbers"] > 0
+    assert 0 < found["share_of_arithmetic"] < 1
+    assert found["seconds_to_first_step"] > 0
+    assert found["importance_samples_per_second"] > 0
+    bench.show(found)
+    out = capsys.readouterr().out
+    assert all(part in out for part in PARTS)
+
+
+def test_flops_of_a_step_are_those_of_its_products(bare: bench.Bare) -> None:
+    """Forward, the gradient of the weights, and that of the inputs for all layers but the first, which has none."""
+    products = [(784, 7), (7, 6), (3, 5), (5, 784)]
+    sizes = [inputs * outputs for inputs, outputs in products]
+    assert bare.flops() == 2 * 50 * (3 * sum(sizes) - sizes[0])
+
+
+def test_an_epoch_of_the_bare_loop_learns_from_every_image_once(bare: bench.Bare) -> None:
+    seen = torch.cat(list(bare.batches()))
+    assert seen.shape == bare.images.shape
+    assert set(seen.unique().tolist()) == {0.0, 1.0}
+    before = [p.detach().clone() for p in bare.vae.parameters()]
+    bare.epoch(2)
+    assert any((p != q).any() for p, q in zip(bare.vae.parameters(), before, strict=True))
+    kept = [p.detach().clone() for p in bare.vae.parameters()]
+    bare.validate()
+    bare.forward(2)
+    assert all((p == q).all() for p, q in zip(bare.vae.parameters(), kept, strict=True))
+    assert bare.vae.training
