@@ -177,6 +177,13 @@ def rates(s: Settings) -> list[float]:
     return seen
 
 
+def cycled(s: Settings) -> tuple[float, Any]:
+    """The learning rate and the betas in the midst of a cycle that goes by steps."""
+    _, trainer = fitted(s, limit_val_batches=0)
+    group = trainer.optimizers[0].param_groups[0]
+    return group["lr"], group["betas"]
+
+
 def optimizer_of(s: Settings) -> Any:
     return runs.build(s)[0].configure_optimizers().defaults
 
@@ -224,6 +231,7 @@ RMSPROP = (*SHORT, "optimizer=rmsprop")
 PLATEAU = (*SHORT, "scheduler=plateau", "scheduler.patience=1", "scheduler.factor=0.01")
 WARMUP = (*SMALL, "scheduler=warmup_cosine", "trainer.max_epochs=20")
 COSINE = (*SMALL, "scheduler=cosine")
+ONE_CYCLE = (*SMALL, "scheduler=one_cycle", "trainer.max_epochs=3", "scheduler.epochs=5")
 STEP = (*SHORT, "scheduler=step", "scheduler.step_size=3")
 
 
@@ -287,6 +295,11 @@ CASES: dict[str, Case] = {
     "scheduler.factor": Case(0.1, PLATEAU, rates),
     "scheduler.patience": Case(2, PLATEAU, rates),
     "scheduler.min_lr": Case(1e-4, PLATEAU, rates),
+    "scheduler.max_lr": Case(0.1, ONE_CYCLE, cycled),
+    "scheduler.pct_start": Case(0.5, ONE_CYCLE, cycled),
+    "scheduler.div_factor": Case(2.0, ONE_CYCLE, cycled),
+    "scheduler.final_div_factor": Case(2.0, ONE_CYCLE, cycled),
+    "scheduler.cycle_momentum": Case(True, ONE_CYCLE, cycled),
     "trainer.max_epochs": Case(2),
     "trainer.devices": Case(2, (*SHORT, "trainer=ddp", "trainer.devices=1"), devices),
     "trainer.strategy": Case("ddp_fork", (*SHORT, "trainer=ddp"), devices),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class LitVAE(LightningModule):
         vae: VAE,
         objective: Callable[[VAE, Tensor, int], Terms],
         optimizer: Callable[..., Optimizer],
-        scheduler: Callable[[Optimizer], Any] | None = None,
+        scheduler: Callable[..., Any] | None = None,
         seed: int = 0,
         settings: dict[str, Any] | None = None,
     ) -> None:
@@ -87,7 +88,9 @@ class LitVAE(LightningModule):
         optimizer = self.optimizer(self.parameters())
         if self.scheduler is None:
             return optimizer
-        schedule = {"scheduler": self.scheduler(optimizer), "interval": "epoch"}
+        by_step = "steps_per_epoch" in signature(self.scheduler).parameters
+        steps = {"steps_per_epoch": self.trainer.estimated_stepping_batches // self.trainer.max_epochs} if by_step else {}
+        schedule = {"scheduler": self.scheduler(optimizer, **steps), "interval": "step" if by_step else "epoch"}
         if isinstance(schedule["scheduler"], ReduceLROnPlateau):
             schedule["monitor"] = "dev/loss"
         return {"optimizer": optimizer, "lr_scheduler": schedule}

@@ -151,6 +151,11 @@ RULES: dict[str, Rule] = {
     "scheduler.eta_min": NOT_NEGATIVE,
     "scheduler.warmup": whole(1, 5),
     "scheduler.epochs": whole(1, 70),
+    "scheduler.max_lr": POSITIVE,
+    "scheduler.pct_start": real(0, 1, 0.3, open_low=True),
+    "scheduler.div_factor": POSITIVE,
+    "scheduler.final_div_factor": POSITIVE,
+    "scheduler.cycle_momentum": FLAG,
     "scheduler.start_factor": real(0, 1.0000001, 0.01, open_low=True),
     "scheduler.step_size": whole(1, 30),
     "scheduler.milestones": listed(whole(1)),
@@ -281,6 +286,15 @@ def _check_together(s: dict[str, Any]) -> None:
             "for example evaluation.generated=10000, or evaluation.features=false"
         )
     _check_sgd(s["optimizer"])
+    _check_one_cycle(s["scheduler"], s["trainer"]["max_epochs"])
+
+
+def _check_one_cycle(scheduler: dict[str, Any], max_epochs: int) -> None:
+    if str(scheduler["_target_"]).endswith("OneCycleLR") and scheduler["epochs"] < max_epochs:
+        raise InputError(
+            f"trainer.max_epochs={max_epochs}: scheduler=one_cycle ends after scheduler.epochs={scheduler['epochs']}; "
+            f"take scheduler.epochs={max_epochs} in a new run_dir, or no more than {scheduler['epochs']} epochs"
+        )
 
 
 def _check_sgd(optimizer: dict[str, Any]) -> None:
