@@ -89,7 +89,9 @@ class LitVAE(LightningModule):
         if self.scheduler is None:
             return optimizer
         by_step = "steps_per_epoch" in signature(self.scheduler).parameters
-        steps = {"steps_per_epoch": self.trainer.estimated_stepping_batches // self.trainer.max_epochs} if by_step else {}
+        steps = {}
+        if by_step:
+            steps["steps_per_epoch"] = self.trainer.estimated_stepping_batches // self.trainer.max_epochs
         schedule = {"scheduler": self.scheduler(optimizer, **steps), "interval": "step" if by_step else "epoch"}
         if isinstance(schedule["scheduler"], ReduceLROnPlateau):
             schedule["monitor"] = "dev/loss"

@@ -176,10 +176,10 @@ def sigma_figures(vae: Any, x: torch.Tensor, history: History, what: str) -> dic
         "sigma_history": figures.sigma_history(
             history.curve("dev/sigma"), f"{what}; dev; the ten images of the reconstructions, z: posterior mean"
         ),
-        "sigma_image": figures.sigma_image(
-            sigma, f"{what}; dev; the decoder's standard deviation, mean over the images of the reconstructions"
-        ),
     }
+    if vae.likelihood.params_per_pixel > 1:  # else one sigma for all pixels
+        text = f"{what}; dev; the decoder's standard deviation, mean over the images of the reconstructions"
+        drawn["sigma_image"] = figures.sigma_image(sigma, text)
     if vae.likelihood.normalised:
         residual = ((x.to(p.mean) - p.mean[0]) / p.stddev[0]).cpu()
         drawn["residuals"] = figures.residuals(residual, f"{what}; dev; (x - mean) / sigma, z: posterior mean")
