@@ -4,7 +4,7 @@ Shapes: parameters are (K, B, *event); `log_prob` sums over the event and return
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -35,11 +35,26 @@ class NoiseStreams:
         return torch.from_numpy(noise).transpose(0, 1)  # (K, B, *event)
 
 
-_streams: ContextVar[NoiseStreams | None] = ContextVar("noise streams", default=None)
+class SharedNoise:
+    """What one process would draw for a whole batch, of which rank r of n takes images r, r + n, ..."""
+
+    def __init__(self, seed: int, rank: int, ranks: int, device: torch.device) -> None:
+        self.rank, self.ranks = rank, ranks
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def __call__(self, shape: torch.Size) -> Tensor:
+        samples, images, *event = shape
+        whole = (samples, images * self.ranks, *event)
+        noise = torch.randn(whole, generator=self.generator, device=self.generator.device)
+        return noise[:, self.rank :: self.ranks]
+
+
+Noise = Callable[[torch.Size], Tensor]  # shape (K, B, *event) -> standard normal numbers of that shape
+_streams: ContextVar[Noise | None] = ContextVar("noise streams", default=None)
 
 
 @contextmanager
-def fixed_noise(source: "int | NoiseStreams") -> Iterator[None]:
+def fixed_noise(source: int | Noise) -> Iterator[None]:
     """Within it, what `Normal` draws depends on the seed and on the image's place in the pass alone.
 
     So an evaluation gives the same figures for every batch size and on every device, where the devices' own

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from vae.distributions import NoiseStreams, fixed_noise
+from vae.distributions import NoiseStreams, SharedNoise, fixed_noise
 from vae.errors import RunFailed
 from vae.model import VAE
 from vae.objectives import Terms
@@ -91,7 +92,7 @@ class LitVAE(LightningModule):
         by_step = "steps_per_epoch" in signature(self.scheduler).parameters
         steps = {}
         if by_step:
-            steps["steps_per_epoch"] = self.trainer.estimated_stepping_batches // self.trainer.max_epochs
+            steps["steps_per_epoch"] = int(self.trainer.estimated_stepping_batches) // (self.trainer.max_epochs or 1)
         schedule = {"scheduler": self.scheduler(optimizer, **steps), "interval": "step" if by_step else "epoch"}
         if isinstance(schedule["scheduler"], ReduceLROnPlateau):
             schedule["monitor"] = "dev/loss"
@@ -101,7 +102,8 @@ class LitVAE(LightningModule):
         x = batch[0].to(self.dtype)  # (B, C, H, W) in [0, 1]
         step = self.global_step
         self._seed_step(step, batch_idx)
-        terms = self.objective(self.vae, x, step)
+        with self._shared_noise(step, batch_idx):
+            terms = self.objective(self.vae, x, step)
         self._watch(terms, step)
         self.look = step % GRAD_NORM_EVERY == 0 or batch_idx == 0
         self.meters["train"].add(terms)
@@ -155,6 +157,13 @@ class LitVAE(LightningModule):
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
+
+    def _shared_noise(self, step: int, batch_idx: int) -> AbstractContextManager[None]:
+        """Several processes draw z and x for the images that they share as one process would: dropout is their own."""
+        if self._trainer is None or self.trainer.world_size == 1:
+            return nullcontext()
+        seed = derive(self.seed, "step", 0, step, batch_idx)
+        return fixed_noise(SharedNoise(seed, self.global_rank, self.trainer.world_size, self.device))
 
     def _watch(self, terms: Terms, step: int) -> None:
         """Stops before the weights take in a loss that is not finite; an accelerator is only read now and then."""
