@@ -38,7 +38,7 @@ LAYOUT = {
     },
     "latents": {"KL per latent (nats, dev)": ["Multiline", ["kl_per_latent/.*"]]},
     "optimisation": {
-        "learning rate": ["Multiline", ["lr.*"]],
+        "learning rate": ["Multiline", ["lr"]],
         "gradient norm": ["Multiline", ["train/grad_norm"]],
         "beta": ["Multiline", ["train/beta"]],
         "decoder's mean sigma": ["Multiline", ["dev/sigma"]],

@@ -130,7 +130,7 @@ class LitVAE(LightningModule):
         train = self.meters["train"]
         if train.sums is not None:
             train.sums = self._over_ranks(train.sums)
-            metrics |= self.means("train")
+            metrics |= self.means("train") | {"lr": self._lr()}
         if self.grad_norms:
             metrics["train/grad_norm"] = torch.stack(self.grad_norms).mean().item()
         self.log_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()})

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -343,7 +343,7 @@ def trainer_of(run: Run, history: History, pictures: Pictures, stop: GracefulSto
     bar = options.pop("enable_progress_bar")
     bar = on_a_terminal() if bar is None else bar
     monitor, mode = monitored(s)
-    callbacks: list[Callback] = [history, EpochLine(history), pictures, LearningRateMonitor("epoch")]
+    callbacks: list[Callback] = [history, EpochLine(history), pictures]
     callbacks += [QuietBar()] if bar else []
     if s["callbacks"]["early_stopping"]:
         # what is not finite is caught in the step, with its cause
