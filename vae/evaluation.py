@@ -91,14 +91,16 @@ def bounds(
     """
     noise, count = NoiseStreams(derive(seed, "importance")), len(images)
     size = max(1, rows // samples)
-    elbos, bounds_ = [], []
+    # not lists: what is kept of each chunk would lie between the large tensors of the next, and memory would grow
+    elbo, bound = torch.empty(2, count, dtype=torch.float64)
     hidden = not (bar and sys.stderr.isatty())
-    for x in tqdm(_chunks(vae, images, size), "importance samples", -(-count // size), False, disable=hidden):
+    chunks = tqdm(_chunks(vae, images, size), "importance samples", -(-count // size), False, disable=hidden)
+    for chunk, x in enumerate(chunks):
         with fixed_noise(noise):
             log_w = log_weights(vae, x, samples).double()
-        elbos.append(log_w.mean(0).cpu())
-        bounds_.append(metrics.log_mean_exp(log_w).cpu())
-    return torch.cat(elbos), torch.cat(bounds_)
+        place = slice(chunk * size, chunk * size + len(x))
+        elbo[place], bound[place] = log_w.mean(0), metrics.log_mean_exp(log_w)
+    return elbo, bound
 
 
 def nats_figures(vae: VAE, images: Tensor, samples: int, seed: int, split: str) -> Figures:
