@@ -72,3 +72,8 @@ def test_an_epoch_of_the_bare_loop_learns_from_every_image_once(bare: bench.Bare
     bare.forward(2)
     assert all((p == q).all() for p, q in zip(bare.vae.parameters(), kept, strict=True))
     assert bare.vae.training
+
+
+def test_a_schedule_of_the_whole_run_follows_the_turns(capsys: pytest.CaptureFixture[str]) -> None:
+    bench.main([*TINY, "scheduler=one_cycle", "trainer.max_epochs=1"], 1, False, True)
+    assert json.loads(capsys.readouterr().out)["turns"] == 1

@@ -1,18 +1,24 @@
 """The command line: its help, its refusals, its sweeps, and where each run goes."""
 
 import itertools
+import logging
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT, SHORT, SMALL, composed, process, settings_of
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from vae import command, runs
 from vae.checkpoints import load
@@ -241,3 +247,47 @@ def test_a_process_of_another_device_finds_the_run_of_the_first(
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert command.in_a_child()
     assert command.directory_of(composed()) == tmp_path
+
+
+def test_a_requeued_job_finds_its_run_and_another_command_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def place(*arguments: str) -> str:
+        (found,) = [a for a in command.placed([*arguments]) if a.startswith("run_dir=")]
+        return found
+
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    assert place("latent_dim=3") == place("latent_dim=3")
+    assert place("latent_dim=3").startswith("run_dir=outputs/slurm/41-")
+    assert len({place("latent_dim=3"), place("latent_dim=4"), place("-m", "latent_dim=3")}) == 3
+    assert place("-m", "latent_dim=3").startswith("run_dir=outputs/multirun/41-")
+    assert place("run_dir=mine") == "run_dir=mine"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "40")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
+    assert place("latent_dim=3").startswith("run_dir=outputs/slurm/40_7-")
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # a shell on a node: what runs there is not one command
+    assert command.placed(["latent_dim=3"]) == ["latent_dim=3"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the machine must lack what is asked for")
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    one = runs.Run(tmp_path / "run", settings_of("data=digits", "trainer=gpu"))
+    with pytest.raises(InputError, match=r"^trainer\.accelerator=gpu: .*no GPU.*trainer=cpu"), one.opened():
+        pytest.fail("it was opened")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unexpected_failure_names_the_log_which_has_its_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(cfg: Any) -> float:
+        command.log_to(tmp_path / "train.log")
+        logging.getLogger().addHandler(caplog.handler)
+        return 1 / 0
+
+    monkeypatch.setattr(command.HydraConfig, "get", lambda: SimpleNamespace(mode=RunMode.RUN))
+    with pytest.raises(SystemExit) as ended:
+        command.ended(fails, OmegaConf.create())
+    assert ended.value.code == 1
+    assert caplog.messages[-1].startswith("ZeroDivisionError: division by zero; its log: ")
+    assert caplog.messages[-1].endswith("train.log")
+    assert "in fails" in (tmp_path / "train.log").read_text()
+    command.log_to(None)

@@ -526,6 +526,41 @@ def test_a_checkpoint_of_another_architecture_is_refused(
     assert contents(run, "train.log") == before
 
 
+def test_a_checkpoint_of_the_same_shapes_from_another_configuration_is_refused(
+    server: Server, stopped: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    run, arguments = stopped
+    other = tmp_path / "other"
+    hotter = [a for a in arguments if not a.startswith("run_dir=")] + ["optimizer.lr=0.02", "seed=5"]
+    stop_in_mid_epoch(server, [*hotter, f"run_dir={other}"], other)
+    shutil.copy(other / "checkpoints" / "last.ckpt", run / "checkpoints" / "last.ckpt")
+    line = the_line(server.run(*arguments), 2)
+    assert re.search(r"last\.ckpt: was written under another configuration, which differs in seed \(5 there", line)
+    assert "checkpoint=best" in line
+
+
+def test_a_run_that_cannot_be_evaluated_is_finished_by_another_evaluation(server: Server, tmp_path: Path) -> None:
+    """Its training is done and kept: what failed can be changed, and a finished run's cannot."""
+    arguments = [*QUICK, "trainer.max_epochs=2", f"run_dir={tmp_path / 'run'}"]
+    figures = tmp_path / "run" / "figures"
+    figures.mkdir(parents=True)
+    figures.chmod(0o555)
+    with unwritable(figures):
+        line = the_line_of_failure(server.run(*arguments))
+    assert "figures" in line
+    command = server.run(*arguments, "evaluation.probes=true")
+    assert command.code == 0, command.said
+    assert not an_epoch(command), "it trained again"
+    line = the_line(server.run(*arguments, "evaluation.probes=false"), 2)
+    assert "vae evaluate" in line
+
+
+def the_line_of_failure(command: Command) -> str:
+    assert command.code == 1, command.said
+    assert "Traceback" not in command.said
+    return command.lines[-1]
+
+
 def test_a_run_falls_back_to_the_best_when_told_to(
     server: Server, wholes: Callable[[str], Whole], stopped: tuple[Path, list[str]]
 ) -> None:

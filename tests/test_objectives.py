@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, kl_divergence
 
+from vae.data import as_floats
 from vae.distributions import Normal, fixed_noise
+from vae.evaluation import bounds
 from vae.likelihoods import (
     BernoulliHead,
     ContinuousBernoulliHead,
@@ -490,3 +492,43 @@ def test_gradients_are_finite_differences(head: Callable[[], Likelihood], object
                 ends.append(loss().item())
         slope = sum((g * d).sum().item() for g, d in zip(gradients, direction, strict=True))
         assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(slope, rel=1e-5, abs=1e-6)
+
+
+def test_the_bounds_of_an_evaluation_are_those_of_the_exact_model() -> None:
+    """`evaluation.bounds`, from which the NLL is taken: exact at the posterior, in order away from it."""
+    images = torch.randint(0, 256, (7, *SHAPE), dtype=torch.uint8)
+    x = as_floats(images).double()
+    exact = Linear()
+    for bound in bounds(exact.vae, images, 3, seed=0):
+        torch.testing.assert_close(bound, exact.log_p(x), rtol=0, atol=1e-5)
+    wrong = Linear(mean_factor=0.9, log_var_shift=0.7)
+    log_p = wrong.log_p(x)
+    elbo, many = bounds(wrong.vae, images, 5000, seed=0)
+    _, few = bounds(wrong.vae, images, 5, seed=0)
+    assert elbo.mean() < few.mean() < many.mean()
+    assert many.mean().item() == pytest.approx(log_p.mean().item(), abs=0.02)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 10, 21, 1000])
+def test_the_bounds_do_not_depend_on_the_rows_decoded_at_once(rows: int) -> None:
+    images = torch.randint(0, 256, (7, *SHAPE), dtype=torch.uint8)
+    vae = Linear(mean_factor=0.9, log_var_shift=0.7).vae
+    for ours, whole in zip(bounds(vae, images, 4, 3, rows), bounds(vae, images, 4, 3, 28), strict=True):
+        torch.testing.assert_close(ours, whole, rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.parametrize("objective", [ELBO(2, beta=0.3), IWAE(3), IWAE(3, "dreg")])
+def test_the_losses_of_single_images_have_the_loss_as_their_mean(objective: Callable[..., Terms]) -> None:
+    model = Linear(log_var_shift=0.4)
+    terms = objective(model.vae, model.x, 0)
+    assert terms.losses.shape == (B,)
+    assert terms.losses.mean().item() == pytest.approx(terms.loss.item(), abs=1e-10)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_sums_pixels_in_full(half: torch.dtype) -> None:
+    vae = VAE(partial(MLPEncoder, hidden=(6,)), partial(MLPDecoder, hidden=(6,)), BernoulliHead(), D, SHAPE)
+    x = (torch.rand(B, *SHAPE) > 0.5).float()
+    with torch.autocast("cpu", half):
+        terms = ELBO()(vae, x, 0)
+    assert terms.log_px.dtype == terms.kl.dtype == terms.loss.dtype == torch.float32

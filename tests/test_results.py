@@ -64,12 +64,18 @@ def test_table_says_in_words_what_the_latents_do(
 def test_latents_that_do_not_move_are_not_active(run: Path) -> None:
     """The figure behind the words, on a model that collapsed: one mean for every image."""
     lit, data, _ = runs.load_run(run)
-    assert evaluation.latent_figures(lit.vae, data.train, data.test, "test", False)["test/active_units"] >= 0
+
+    def figures() -> dict[str, float]:
+        return evaluation.latent_figures(lit.vae, data.train, data.test, "test", False)
+
     encoder: Any = lit.vae.encoder
     encoder.out.weight.data.zero_()
-    assert evaluation.latent_figures(lit.vae, data.train, data.test, "test", False) == {"test/active_units": 0}
+    assert figures()["test/active_units"] == 0
+    mu, log_var = encoder.out.bias.detach().double().chunk(2)
+    nats = 0.5 * (log_var.exp() + mu**2 - 1 - log_var)  # of N(mu, sigma^2) from the prior
+    assert [figures()[f"test/kl_per_latent/{i:02d}"] for i in range(2)] == pytest.approx(nats.tolist(), rel=1e-5)
     encoder.out.weight.data[1] = 1
-    assert evaluation.latent_figures(lit.vae, data.train, data.test, "test", False) == {"test/active_units": 1}
+    assert figures()["test/active_units"] == 1
 
 
 def test_table_returns_the_monitored_figure_and_names_the_places(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,6 +146,17 @@ def test_evaluate_rewrites_the_figures_and_keeps_training_s(
     changed = {name for name in files if rewritten[name] != files[name]}
     assert changed == {name for name in files if name.endswith(".png") and "figures" in name} | {"metrics.json"}
     assert "nll_samples" in capsys.readouterr().out
+
+
+def test_evaluating_the_last_epoch_leaves_the_best_one_s_figures(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(run)
+    assert vae(monkeypatch, "evaluate", str(run), "--checkpoint", "last") == 0
+    after = tree(run)
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) >= {"metrics_last.json", "figures_last/losses.png"}
+    assert "test/nll" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

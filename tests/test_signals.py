@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from vae.checkpoints import DurableCheckpointIO, SaveLast, load
 from vae.data import EpochBatches, Images, ResumableLoader
-from vae.signals import GracefulStop, Stopped, ignore_in_worker
+from vae.errors import Stopped
+from vae.signals import GracefulStop, ignore_in_worker
 
 # Lightning's remarks: on every resume; on loaders without workers; on a loop of five batches.
 pytestmark = [

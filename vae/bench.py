@@ -7,6 +7,7 @@ import json
 import math
 import os
 import resource
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -54,6 +55,7 @@ class Bare:
         self.dynamic = data.binarize == "dynamic"
         self.size, self.eval_size = data.batch_size, data.eval_batch_size
         self.optimizer = lit.optimizer(self.vae.parameters())
+        self.half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(s["trainer"]["precision"])
 
     def batches(self) -> Iterator[Tensor]:
         order = torch.randperm(len(self.images), device=self.device)
@@ -62,7 +64,8 @@ class Bare:
             yield torch.bernoulli(x) if self.dynamic else x
 
     def step(self, x: Tensor, step: int) -> None:
-        loss = self.objective(self.vae, x, step).loss
+        with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
+            loss = self.objective(self.vae, x, step).loss
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -208,7 +211,9 @@ class Turns:
     def __init__(self, s: Settings, turns: int, usual: bool) -> None:
         self.s, self.turns, self.usual = s, turns, usual
         self.data = runs.build_data(s)
-        self.device = torch.device("cuda" if s["trainer"]["accelerator"] in ("gpu", "cuda") else "cpu")
+        wanted = s["trainer"]["accelerator"]
+        there = wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available())
+        self.device = torch.device("cuda" if there else "cpu")
         self.bare = Bare(s, self.data, self.device)
         limit = s["trainer"]["limit_train_batches"]
         self.steps = math.ceil(len(self.data.train) / self.data.batch_size)
@@ -237,7 +242,7 @@ class Turns:
 
     def run(self) -> Seconds:
         """Seconds of an epoch of every part, one value a turn."""
-        s = self.s | {"trainer": self.s["trainer"] | {"max_epochs": self.turns + 1, "enable_progress_bar": True}}
+        s = self.s | {"trainer": self.s["trainer"] | {"enable_progress_bar": True}}
         watch = Stopwatch(self.others)
         lit = runs.build_model(s, self.data)
         with tempfile.TemporaryDirectory() as folder:
@@ -280,31 +285,20 @@ def evaluation_turns(bare: Bare, test: Tensor, seed: int, turns: int) -> Seconds
     return {name: values[1:] for name, values in found.items()}
 
 
-def first_step(overrides: list[str]) -> None:
-    """In a process of its own: train.py's way up to its first step, and out."""
-
-    class FirstStep(BaseException):
-        pass
+def first_step(overrides: list[str], folder: str) -> None:
+    """In a process of its own: `python train.py` up to its first training step, and out."""
 
     def stop(*_: Any) -> Tensor:
-        raise FirstStep
+        os._exit(0)
 
     LitVAE.training_step = stop  # type: ignore[assignment, method-assign]  # for this process only
-    s = settings.check(composed(overrides))
-    with tempfile.TemporaryDirectory() as folder:
-        data = runs.build_data(s)
-        lit = runs.build_model(s, data)
-        one = runs.Run(Path(folder) / "run", s)
-        try:
-            with one.opened(), runs.training(one, lit, data) as (trainer, _):
-                trainer.fit(lit, datamodule=data)
-        except FirstStep:
-            return
+    sys.argv = ["train.py", *overrides, f"run_dir={folder}/run"]
+    runpy.run_path(str(Path(command.CONF).parent / "train.py"), run_name="__main__")
 
 
 def start_up(overrides: list[str], turns: int) -> Seconds:
     """Seconds until the first step, and of the imports alone, each in fresh processes that take turns."""
-    train = f"from vae import bench; bench.first_step({overrides!r})"
+    train = "from vae import bench; bench.first_step({!r}, {!r})"
     imports = "import torch, torchvision, lightning"
 
     def process(code: str) -> float:
@@ -312,7 +306,8 @@ def start_up(overrides: list[str], turns: int) -> Seconds:
 
     found: Seconds = {"first step": [], "imports": []}
     for _ in range(turns):
-        found["first step"].append(process(train))
+        with tempfile.TemporaryDirectory() as folder:
+            found["first step"].append(process(train.format(overrides, folder)))
         found["imports"].append(process(imports))
     return found
 
@@ -375,7 +370,8 @@ def peak_memory(device: torch.device) -> float:
 
 
 def main(overrides: list[str], turns: int, usual: bool, as_json: bool) -> None:
-    s = settings.check(composed(overrides))
+    command.check(overrides)
+    s = settings.check(composed([*overrides, f"trainer.max_epochs={turns + 1}"]))  # schedules follow
     if s["threads"]:
         torch.set_num_threads(s["threads"])
     with redirect_stdout(sys.stderr):  # the progress of training

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from vae import command, settings
+from vae.endings import ending
 from vae.errors import InputError
 
 
@@ -38,8 +39,6 @@ def main() -> None:
     try:
         {"evaluate": evaluate, "show": show, "bench": bench}[given.command](given)
     except BaseException as error:
-        from vae.endings import ending
-
         code, line = ending(error)
         print(line, file=sys.stderr)
         sys.exit(code)
@@ -65,7 +64,10 @@ def evaluation_settings(pairs: list[str]) -> dict[str, object]:
         key, _, value = pair.removeprefix("evaluation.").partition("=")
         full = f"evaluation.{key}"
         rule = settings.RULES.get(full)
-        parsed = yaml.safe_load(value) if value else None
+        try:
+            parsed = yaml.safe_load(value) if value else None
+        except yaml.YAMLError as error:
+            raise InputError(f"{pair}: cannot be read ({str(error).splitlines()[0]}); give key=value") from error
         if rule is None:
             raise InputError(f"{pair}: there is no such key; {settings.nearest(full, list(settings.RULES))}")
         if not rule.accepts(parsed):

@@ -3,11 +3,13 @@
 Imports neither torch nor lightning, so that a mistyped key is answered at once.
 """
 
+import hashlib
 import itertools
 import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from datetime import datetime
@@ -24,6 +26,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from vae import settings
+from vae.endings import ending, expected
 from vae.errors import InputError
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
@@ -99,11 +102,26 @@ def _parsed(override: str) -> None:
 
 
 def placed(arguments: list[str]) -> list[str]:
-    """A sweep that names no `run_dir` goes to outputs/multirun/<time>; a single run's time is in the configuration."""
+    """A sweep that names no `run_dir` goes to outputs/multirun/<time>; a single run's time is in the configuration.
+
+    A Slurm job's place is its number and its command: the job that is requeued finds what it has begun.
+    """
     sweep = any(argument in ("-m", "--multirun") for argument in arguments)
-    if not sweep or any(argument.startswith("run_dir=") for argument in arguments):
+    if any(argument.startswith("run_dir=") for argument in arguments):
         return arguments
-    return [*arguments, f"run_dir=outputs/multirun/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"]
+    job = slurm_job()
+    if job is not None:
+        digest = hashlib.sha256(" ".join(arguments).encode()).hexdigest()[:8]
+        return [*arguments, f"run_dir=outputs/{'multirun' if sweep else 'slurm'}/{job}-{digest}"]
+    return [*arguments, f"run_dir=outputs/multirun/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"] if sweep else arguments
+
+
+def slurm_job() -> str | None:
+    """The number of the batch job that this process belongs to; an interactive one is never requeued."""
+    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return None
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
 
 
 def composed(overrides: list[str]) -> DictConfig:
@@ -135,7 +153,7 @@ def explained(message: str, overrides: list[str]) -> str:
 
 def in_a_child() -> bool:
     """Whether Lightning's ddp, or Slurm, started this process for another device of a run that is already open."""
-    return int(os.environ.get("LOCAL_RANK", 0)) > 0 or int(os.environ.get("SLURM_PROCID", 0)) > 0
+    return any(int(os.environ.get(name, 0)) > 0 for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
 
 
 def directory_of(cfg: DictConfig) -> Path:
@@ -170,6 +188,12 @@ def log_to(file: Path | None) -> None:
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
 
 
+def log_file() -> str | None:
+    """Where the lines of the run under way are written, or None before it has a directory."""
+    files = [h.baseFilename for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
+    return os.path.relpath(files[0]) if files else None
+
+
 # --- after ------------------------------------------------------------------------------------------------------------
 
 
@@ -179,12 +203,14 @@ def ended(run: Callable[[DictConfig], float], cfg: DictConfig) -> float:
     try:
         return run(cfg)
     except BaseException as error:
-        from vae.endings import ending
-
         code, line = ending(error)
-        log = logging.getLogger(__name__)
-        log.error(line)
-        log.debug("where it came from", exc_info=error)
+        file = log_file()
+        if code == 1 and file is not None:
+            line += f"; its log: {file}"
+        logging.getLogger(__name__).error(line)
+        if file is not None and not expected(error):
+            with open(file, "a") as written:
+                traceback.print_exception(error, file=written)
         if HydraConfig.get().mode == RunMode.MULTIRUN and code in (1, 2):
             raise JobFailed(f"run {HydraConfig.get().job.num}: {line}") from None
         raise SystemExit(code) from None

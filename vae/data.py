@@ -311,10 +311,10 @@ class ImageDataModule(LightningDataModule):
         self.test = Images(*self._binarized(*test, 2))
         if self.binarize == "dynamic":
             self.train = Images(*grey, repeat=self.repeat)
-            self.train_eval = Images(*self._binarized(grey[0][:TRAIN_EVAL_SIZE], grey[1][:TRAIN_EVAL_SIZE], 0))
         else:
             self.train = Images(*self._binarized(*grey, 0), repeat=self.repeat)
-            self.train_eval = Images(self.train.images[:TRAIN_EVAL_SIZE], self.train.labels[:TRAIN_EVAL_SIZE])
+        first = slice(TRAIN_EVAL_SIZE)
+        self.train_eval = Images(*self._once(self.train.images[first], self.train.labels[first]))
         self.is_set_up = True
 
     def _rows(self, size: int) -> tuple[Any, Any]:
@@ -333,6 +333,15 @@ class ImageDataModule(LightningDataModule):
         elif self.binarize != "none":
             images = _draw(images, derive(self.seed, "binarize-static", split))
         return images, labels
+
+    def _once(self, images: Tensor, labels: Tensor) -> Batch:
+        """Training images as an evaluation sees them: under dynamic binarisation one draw, the same each time."""
+        return self._binarized(images, labels, 0) if self.binarize == "dynamic" else (images, labels)
+
+    @property
+    def train_once(self) -> Images:
+        """All of `train`, in the form that dev and test have: what classifiers and neighbours are taken from."""
+        return Images(*self._once(self.train.images, self.train.labels))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -388,11 +397,20 @@ class ImageDataModule(LightningDataModule):
         images, labels = batch
         x = as_floats(images)
         if self.binarize == "dynamic" and self.trainer is not None and self.trainer.training:
-            x = torch.bernoulli(x, generator=self._noise(x.device))
+            x = self._drawn(x)
         return x, labels
 
-    def _noise(self, device: torch.device) -> torch.Generator:
-        """A function of (seed, rank, step, batch of the epoch): a resumed run draws what it would have."""
+    def _drawn(self, x: Tensor) -> Tensor:
+        """A function of (seed, step, batch of the epoch): a resumed run draws what it would have.
+
+        Rank r of n draws for the whole batch and keeps images r, r + n, ...: those of one process.
+        """
         assert self.trainer is not None
-        where = self.trainer.global_rank, self.trainer.global_step, self.trainer.fit_loop.batch_idx + 1
-        return torch.Generator(device).manual_seed(derive(self.seed, "binarize", *where))
+        where = self.trainer.global_step, self.trainer.fit_loop.batch_idx + 1
+        generator = torch.Generator(x.device).manual_seed(derive(self.seed, "binarize", 0, *where))
+        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        if ranks == 1:
+            return torch.bernoulli(x, generator=generator)
+        whole = x.new_zeros(len(x) * ranks, *x.shape[1:])
+        whole[rank::ranks] = x
+        return torch.bernoulli(whole, generator=generator)[rank::ranks]

@@ -1,9 +1,9 @@
-"""How a command ends: the exit code, and the one line that says why."""
+"""How a command ends: the exit code, and the one line that says why.
 
-import torch
+Without torch, in whose import a signal may come.
+"""
 
-from vae.errors import InputError, RunFailed
-from vae.signals import Stopped
+from vae.errors import InputError, RunFailed, Stopped
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -26,10 +26,17 @@ def ending(error: BaseException) -> tuple[int, str]:
     return FAILED, f"{type(error).__name__}: {first_line(error)}"
 
 
+def expected(error: BaseException) -> bool:
+    """Whether its line says all there is to say: no trace of where it came from is needed."""
+    return isinstance(error, (InputError, RunFailed, Stopped, KeyboardInterrupt, SystemExit))
+
+
 def out_of_memory(error: BaseException) -> bool:
     text = str(error)
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text))
     )
 
 

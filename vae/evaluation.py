@@ -26,7 +26,7 @@ from vae.seeds import derive
 
 log = logging.getLogger(__name__)
 
-ROWS = 1000  # decoded at once: pixels of a chunk stay in a CPU's cache, and memory stays flat for any `samples`
+ROWS = 1000  # decoded at once, or one image's samples where they are more: what a CPU's cache holds
 Figures = dict[str, float]
 
 
@@ -42,18 +42,19 @@ def objective_figures(
 ) -> Figures:
     """The objective's terms on a split, the same numbers as in training's validation, with standard errors."""
     noise = NoiseStreams(derive(seed, f"evaluation {split}"))
-    losses, log_px, kl, sizes = [], [], [], []
+    losses, single, log_px, kl, sizes = [], [], [], [], []
     for x in _chunks(vae, images, batch):
         with fixed_noise(noise):
             terms = objective(vae, x, step)
         losses.append(terms.loss.double().cpu())
+        single.append(terms.losses.double().cpu())
         sizes.append(len(x))
         log_px.append(terms.log_px.double().cpu())
         kl.append(terms.kl.double().cpu())
     weights = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
     reconstruction, rates = -torch.cat(log_px), torch.cat(kl)  # (N,), (N, D)
     loss = terms.whole(reconstruction.mean(), rates.mean(0), (torch.stack(losses) * weights).sum())
-    figures = {"loss": loss.item(), "beta": terms.beta}
+    figures = {"loss": loss.item(), "loss_error": metrics.mean_and_error(torch.cat(single))[1], "beta": terms.beta}
     parts = {"reconstruction": reconstruction, "kl": rates.sum(1), "bound": reconstruction + rates.sum(1)}
     if vae.likelihood.normalised:
         parts["elbo"] = -parts["reconstruction"] - parts["kl"]
@@ -123,6 +124,8 @@ def latent_figures(vae: VAE, train: Images, held_out: Images, split: str, probes
     """Active units (Burda et al. 2015) and, with `probes`, what kNN and a linear map read off the posterior means."""
     means = posteriors(vae, held_out.images)
     figures: Figures = {"active_units": int(metrics.active_units(means.mu).sum())}
+    for latent, nats in enumerate(means.kl.double().mean(0).tolist()):
+        figures[f"kl_per_latent/{latent:02d}"] = nats
     if probes:
         data = posteriors(vae, train.images).mu, train.labels, means.mu, held_out.labels
         figures["knn_accuracy"] = metrics.knn_accuracy(*data)
@@ -159,9 +162,9 @@ def sample_figures(vae: VAE, data: ImageDataModule, s: dict[str, Any], seed: int
 
     It is trained on the training split alone and named in the metric: figures of two classifiers do not compare.
     """
-    train, real = data.train, data.test.images
+    train, real = data.train_once, data.test.images
     net, name = features.feature_net(
-        Path(s["cache_dir"]), train.images, train.labels, data.classes, f"{data.md5} {data.binarize} {data.split}"
+        Path(s["cache_dir"]), train.images, train.labels, data.classes, features.fingerprint(train.images, train.labels)
     )
     images = prior_samples(vae, s["generated"], seed, sample_mode(data))
     real_features, _ = features.embed(net, real)

@@ -134,6 +134,13 @@ def feature_net(
     return net, f"convnet-{digest}"
 
 
+def fingerprint(images: Tensor, labels: Tensor) -> str:
+    """Of what the classifier sees: the split, its seed and the binarisation are all in it."""
+    digest = hashlib.sha256(images.numpy().tobytes())
+    digest.update(labels.numpy().tobytes())
+    return digest.hexdigest()
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[bool]:
     """Hold the lock of a cache file; False where its directory takes none, as a read-only one."""

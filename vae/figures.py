@@ -700,7 +700,7 @@ def to_png(figure: Figure, path: str | os.PathLike[str]) -> None:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.part")
+    part = target.with_name(f".{target.name}.{threading.get_ident()}.{os.getpid()}.part")
     try:
         figure.savefig(part, format="png", dpi=figure.dpi)
         os.replace(part, target)

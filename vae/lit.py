@@ -73,11 +73,12 @@ class LitVAE(LightningModule):
         scheduler: Callable[..., Any] | None = None,
         seed: int = 0,
         settings: dict[str, Any] | None = None,
+        monitor: str = "dev/loss",
     ) -> None:
         super().__init__()
         self.vae, self.objective, self.seed = vae, objective, seed
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.settings = settings or {}
+        self.settings, self.monitor = settings or {}, monitor
         self.meters = {split: Meter() for split in ("train", "dev", "train_eval", "test")}
         self.noise: dict[str, NoiseStreams] = {}
         self.grad_norms: list[Tensor] = []
@@ -95,7 +96,7 @@ class LitVAE(LightningModule):
             steps["steps_per_epoch"] = int(self.trainer.estimated_stepping_batches) // (self.trainer.max_epochs or 1)
         schedule = {"scheduler": self.scheduler(optimizer, **steps), "interval": "step" if by_step else "epoch"}
         if isinstance(schedule["scheduler"], ReduceLROnPlateau):
-            schedule["monitor"] = "dev/loss"
+            schedule["monitor"] = self.monitor
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

@@ -53,7 +53,7 @@ def knn_accuracy(train_mu: Array, train_labels: Array, mu: Array, labels: Array,
     from sklearn.neighbors import KNeighborsClassifier
 
     # brute: from about 15 dimensions a tree takes ten times as long
-    knn = KNeighborsClassifier(k, algorithm="brute")
+    knn = KNeighborsClassifier(min(k, len(train_mu)), algorithm="brute")
     knn.fit(_numpy(train_mu), _numpy(train_labels))
     return float(knn.score(_numpy(mu), _numpy(labels)))
 

@@ -16,13 +16,22 @@ Schedule = Callable[[int], float]
 
 @dataclass
 class Terms:
-    """One batch: `loss` () is differentiated; `log_px` (B,) and `kl` (B, D) are never weighted (nats per image)."""
+    """One batch: `loss` () is differentiated; `log_px` (B,) and `kl` (B, D) are never weighted (nats per image).
+
+    `bound` (B,) is the importance-weighted one, where that is the objective.
+    """
 
     loss: Tensor
     log_px: Tensor
     kl: Tensor
     beta: float
     free_bits: float = 0.0
+    bound: Tensor | None = None
+
+    @property
+    def losses(self) -> Tensor:
+        """(B,), of single images; their mean is the loss, but for free bits, which are a floor under a mean."""
+        return self.beta * self.kl.sum(-1) - self.log_px if self.bound is None else -self.bound
 
     def whole(self, reconstruction: Tensor, kl: Tensor, loss: Tensor) -> Tensor:
         """The loss () of all images together, from their mean reconstruction (), KL (D,) and loss () by batches.
@@ -93,8 +102,9 @@ class IWAE:
         vae.likelihood.after_step(p)
         posterior = q if self.gradient == "plain" else type(q)(q.loc.detach(), q.scale.detach())
         log_w = log_px + (vae.prior.log_prob(z) - posterior.log_prob(z)).sum(-1)  # (K, B)
-        loss = -log_mean_exp(log_w).mean() if self.gradient == "plain" else self._dreg(log_w, z)
-        return Terms(loss=loss, log_px=log_px.mean(0), kl=kl_divergence(q, vae.prior), beta=1.0)
+        bound = log_mean_exp(log_w)  # (B,)
+        loss = -bound.mean() if self.gradient == "plain" else self._dreg(log_w, z) - bound.mean().detach()
+        return Terms(loss, log_px.mean(0), kl_divergence(q, vae.prior), beta=1.0, bound=bound.detach())
 
     @staticmethod
     def _dreg(log_w: Tensor, z: Tensor) -> Tensor:
@@ -102,4 +112,4 @@ class IWAE:
         if z.requires_grad:
             z.register_hook(lambda gradient: w.unsqueeze(-1) * gradient)  # a second w on the way to the encoder
         surrogate = -(w * log_w).sum(0).mean()
-        return surrogate - surrogate.detach() - log_mean_exp(log_w).mean().detach()
+        return surrogate - surrogate.detach()  # 0, with the gradient

@@ -30,7 +30,7 @@ def finish(run: Run, lit: LitVAE, data: ImageDataModule, history: History, train
     """Everything after training; returns the best epoch's monitored metric, for sweepers that optimise."""
     s = run.settings
     checkpoint = load_weights(lit, run.checkpoint("best"))
-    lit.eval()
+    lit.to(trainer.strategy.root_device).eval()  # the trainer has taken it off the device when it left
     found, generated = evaluate(lit, data, s, checkpoint["global_step"])
     found |= training_figures(history, checkpoint["epoch"])
     found |= {
@@ -68,8 +68,8 @@ def again(run: Run, lit: LitVAE, data: ImageDataModule, which: str) -> None:
         kept = {name: value for name, value in run.metrics.items() if name in TRAINING or name.startswith("train")}
         drawn = draw(run, lit, data, history, generated, which)
         log.info("%d figures drawn", len(drawn))
-        write_metrics(run, found | kept, provenance(run.settings, data, lit.device) | {"checkpoint": which})
-        show(run)
+        origin = provenance(run.settings, data, lit.device) | {"checkpoint": which}
+        show(run, write_metrics(run, found | kept, origin, which))
 
 
 def checkpoint_state(run: Run) -> dict[str, Any]:
@@ -87,16 +87,19 @@ def evaluate(
         images = getattr(data, split).images
         found |= evaluation.objective_figures(vae, lit.objective, images, split, seed, step)
     found |= evaluation.nats_figures(vae, data.test.images, e["samples"], seed, "test")
-    found |= evaluation.latent_figures(vae, data.train, data.test, "test", e["probes"])
+    found |= evaluation.latent_figures(vae, data.train_once, data.test, "test", e["probes"])
     if not e["features"]:
         return found, None
     more, generated = evaluation.sample_figures(vae, data, e, seed)
     return found | more, generated
 
 
-def write_metrics(run: Run, found: dict[str, float], origin: dict[str, Any]) -> None:
-    """metrics.json: name -> number, and beside them where they come from."""
-    write(run.directory / "metrics.json", json.dumps({**found, "provenance": origin}, indent=2) + "\n")
+def write_metrics(run: Run, found: dict[str, float], origin: dict[str, Any], which: str = "best") -> dict[str, Any]:
+    """metrics.json: name -> number, and beside them where they come from; of the last epoch, metrics_last.json."""
+    whole = {**found, "provenance": origin}
+    name = "metrics.json" if which == "best" else f"metrics_{which}.json"
+    write(run.directory / name, json.dumps(whole, indent=2) + "\n")
+    return whole
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -132,8 +135,9 @@ def draw(
         drawn["rate_distortion"] = rate_distortion(history, what)
     drawn |= sigma_figures(vae, x, history, what)
     drawn |= generated_figures(data, generated, what)
+    folder = run.directory / ("figures" if which == "best" else f"figures_{which}")
     for name, figure in drawn.items():
-        figures.to_png(figure, run.directory / "figures" / f"{name}.png")
+        figures.to_png(figure, folder / f"{name}.png")
     return drawn
 
 
@@ -189,13 +193,13 @@ def sigma_figures(vae: Any, x: torch.Tensor, history: History, what: str) -> dic
 def generated_figures(data: ImageDataModule, generated: Generated | None, what: str) -> dict[str, Figure]:
     if generated is None:
         return {}
-    shown = generated.images[:10]
-    rows, distances = metrics.nearest(shown, data.train.images)
+    shown, train = generated.images[:10], data.train_once.images
+    rows, distances = metrics.nearest(shown, train)
     mode = evaluation.sample_mode(data)
     return {
         "neighbours": figures.neighbours(
             shown,
-            as_floats(data.train.images[rows]),
+            as_floats(train[rows]),
             distances,
             f"{what}; samples from the prior, x: {mode}; Euclidean distance in pixels",
         ),
@@ -233,31 +237,34 @@ def hparams(writer: SummaryWriter, flat: dict[str, Any], found: dict[str, float]
     """Into the run's own event file; SummaryWriter.add_hparams would open a second folder."""
     from torch.utils.tensorboard.summary import hparams as summaries
 
-    final = {f"final/{name}": value for name, value in found.items()}  # apart from the curves of the same names
+    final = {
+        f"final/{name}": value for name, value in found.items() if "/kl_per_latent/" not in name
+    }  # apart from the curves of the same names
     for summary in summaries(flat, final):
         writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]  # None only after close
     for name, value in final.items():
         writer.add_scalar(name, value, int(found["steps"]))
 
 
-def show(run: Run) -> float:
-    """Prints the closing table of a finished run; returns the best epoch's monitored metric."""
+def show(run: Run, found: dict[str, Any] | None = None) -> float:
+    """Prints the closing table of a finished run, or these figures; returns the best epoch's monitored metric."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    found = run.metrics
+    found = run.metrics if found is None else found
     assert found is not None
+    normalised = "test/elbo" in found or "dev/elbo" in found
     table = Table(
         box=box.SIMPLE,
         show_header=False,
         title=f"{caption(run.settings)}: epoch {found['best_epoch']} is the best of 0 to {found['epochs'] - 1}",
     )
     for name, value in found.items():
-        if name == "provenance" or name.endswith("_error"):
+        if name == "provenance" or name.endswith("_error") or "/kl_per_latent/" in name:
             continue
         error = found.get(f"{name}_error")
-        table.add_row(name, f"{value:.6g}" + ("" if error is None else f" +- {error:.2g}"), units(name))
+        table.add_row(name, f"{value:.6g}" + ("" if error is None else f" +- {error:.2g}"), units(name, normalised))
     console = Console(width=100)
     console.print(table)
     for line in closing_lines(run, found):
@@ -265,10 +272,14 @@ def show(run: Run) -> float:
     return float(found[monitored(run.settings)[0]])
 
 
-def units(name: str) -> str:
+def units(name: str, normalised: bool) -> str:
     last = name.rpartition("/")[2]
     if last in ("elbo", "nll", "rate", "distortion", "kl"):
         return "nats per image"
+    if last in ("loss", "bound") and not normalised:
+        return "squared error and nats of KL, per image"
+    if last in ("loss", "reconstruction", "bound"):
+        return "nats per image" if normalised else "squared error per image"
     return {"bits_per_dimension": "bits per pixel", "seconds": "of training and validation"}.get(last, "")
 
 

@@ -109,6 +109,7 @@ def build_model(s: Settings, data: ImageDataModule) -> LitVAE:
         scheduler=made("scheduler", s["scheduler"]) if has_schedule else None,
         seed=s["seed"],
         settings=s,
+        monitor=plateau_watches(s),
     )
 
 
@@ -148,11 +149,14 @@ class Run:
         """What metrics.json says, or None before the run has ended."""
         path = self.directory / "metrics.json"
         try:
-            return json.loads(path.read_text()) if path.exists() else None
-        except ValueError as error:
+            found = json.loads(path.read_text()) if path.exists() else None
+            if found is not None and not {"epochs", "best_epoch", "stopped_early"} <= dict(found).keys():
+                raise ValueError("not the metrics of a run")
+        except (ValueError, TypeError) as error:
             raise InputError(
                 f"{path}: cannot be read ({error}); remove it, and the same command writes it anew"
             ) from error
+        return found
 
     @property
     def finished(self) -> bool:
@@ -196,26 +200,27 @@ class Run:
             )
 
     def _compare(self, saved: Settings) -> None:
-        old, new = (dict(settings.leaves(s)) for s in (saved, self.settings))
-        differ = [k for k in sorted({*old, *new}) if k not in FREE and old.get(k) != new.get(k)]
-        if differ == [GROWS]:
-            metrics = self.metrics
-            if new[GROWS] >= old[GROWS] or (metrics is not None and new[GROWS] >= metrics["epochs"]):
+        differ = differences(saved, self.settings)
+        metrics = self.metrics
+        if metrics is None:  # it has still to be evaluated: how, may be changed, so that it can end where it could not
+            differ = {key: pair for key, pair in differ.items() if not key.startswith("evaluation.")}
+        if differ.keys() == {GROWS}:
+            old, new = differ[GROWS]
+            if new >= old or (metrics is not None and new >= metrics["epochs"]):
                 return
         if differ:
-            shown = ", ".join(f"{k} ({old.get(k, 'absent')} there, {new.get(k, 'absent')} now)" for k in differ[:6])
-            more = f" and {len(differ) - 6} more" if len(differ) > 6 else ""
             raise InputError(
-                f"run_dir={self.directory}: belongs to another configuration, which differs in {shown}{more}; "
+                f"run_dir={self.directory}: belongs to another configuration, which differs in {listed(differ)}; "
                 "give the same command to continue it, or another run_dir" + self._hint(differ)
             )
 
-    @staticmethod
-    def _hint(differ: list[str]) -> str:
+    def _hint(self, differ: dict[str, tuple[Any, Any]]) -> str:
+        if all(key.startswith("evaluation.") for key in differ):
+            return f"; to evaluate it anew, vae evaluate {self.directory}"
         lengths = [key for key in differ if key in ("scheduler.T_max", "scheduler.epochs")]
-        if GROWS not in differ or not lengths:
+        if GROWS not in differ or not lengths or "OneCycle" in str(self.settings["scheduler"]["_target_"]):
             return ""
-        return f"; to train on, keep the schedule's length: {lengths[0]}=<the number there>"
+        return f"; to train on, keep the schedule's length: {lengths[0]}={differ[lengths[0]][0]}"
 
     @contextmanager
     def opened(self, cfg: DictConfig | None = None) -> Iterator[None]:
@@ -227,10 +232,11 @@ class Run:
         if in_a_child():
             yield
             return
+        check_device(self.settings)
         with self.locked():
             self.check()
             self.checkpoint_directory.mkdir(exist_ok=True)
-            for folder in (self.directory, self.checkpoint_directory):
+            for folder in (self.directory, self.checkpoint_directory, self.directory / "figures"):
                 checkpoints.sweep_parts(folder)
             checkpoints.writable(self.checkpoint_directory, CHECKPOINT_BYTES)
             write(self.directory / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
@@ -267,6 +273,26 @@ class Run:
         write(self.directory / ".hydra" / "config.yaml", OmegaConf.to_yaml(cfg))
         write(self.directory / ".hydra" / "hydra.yaml", OmegaConf.to_yaml(hydra))
         write(self.directory / ".hydra" / "overrides.yaml", yaml.safe_dump(list(hydra.overrides.task)))
+
+
+def differences(saved: Settings, now: Settings) -> dict[str, tuple[Any, Any]]:
+    """The keys on which results depend and that two configurations set differently, with both values."""
+    old, new = (dict(settings.leaves(s)) for s in (saved, now))
+    given_first = sorted({*old, *new}, key=lambda key: (key.count("."), key))  # others may only follow from those
+    keys = [key for key in given_first if key not in FREE and old.get(key) != new.get(key)]
+    return {key: (old.get(key, "absent"), new.get(key, "absent")) for key in keys}
+
+
+def listed(differ: dict[str, tuple[Any, Any]]) -> str:
+    shown = ", ".join(f"{key} ({old} there, {new} now)" for key, (old, new) in list(differ.items())[:6])
+    return shown + (f" and {len(differ) - 6} more" if len(differ) > 6 else "")
+
+
+def check_device(s: Settings) -> None:
+    """Raises InputError where the run asks for a GPU that this machine has not."""
+    wanted = s["trainer"]["accelerator"]
+    if wanted in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise InputError(f"trainer.accelerator={wanted}: torch finds no GPU here; take trainer=cpu or trainer=default")
 
 
 def read_settings(path: Path) -> Settings:
@@ -330,6 +356,12 @@ def monitored(s: Settings) -> tuple[str, str]:
     return name, "max" if name == "dev/elbo" else "min"
 
 
+def plateau_watches(s: Settings) -> str:
+    """What the plateau scheduler waits for: the lower, the better."""
+    name, mode = monitored(s)
+    return "dev/bound" if mode == "max" else name
+
+
 class Events(TensorBoardLogger):
     """TensorBoard's events alone: config.yaml says what hparams.yaml would."""
 
@@ -378,12 +410,28 @@ def training(run: Run, lit: LitVAE, data: ImageDataModule) -> Iterator[tuple[Tra
         torch.set_num_threads(s["threads"])
     start = run.resume_from
     if start is not None:
-        checkpoints.check_architecture(checkpoints.load(start)["state_dict"], lit)
+        saved = checkpoints.load(start)
+        checkpoints.check_architecture(saved["state_dict"], lit)
+        check_origin(start, saved["vae"]["settings"], s)
         log.info("continuing from %s", start)
+    state = sum(value.nbytes for value in lit.state_dict().values())
+    checkpoints.writable(run.checkpoint_directory, 6 * state)  # best and last: weights, and Adam's two moments
     history, last = History(), SaveLast(run.checkpoint_directory, s["callbacks"]["checkpoint_minutes"])
     pictures = Pictures(s["callbacks"]["figures_every"], s["seed"], caption(s), lambda: anchors(s, data))
     with GracefulStop(last.save) as stop:
         yield trainer_of(run, history, pictures, stop, last), history
+
+
+def check_origin(path: Path, saved: Settings, now: Settings) -> None:
+    """Raises InputError for a checkpoint of the same shapes that another configuration trained."""
+    own = (GROWS, "evaluation.", "callbacks.")  # what may have grown or changed since it was written
+    differ = {key: pair for key, pair in differences(saved, now).items() if not key.startswith(own)}
+    if differ:
+        other = "best" if path.name == "last.ckpt" else "last"
+        raise InputError(
+            f"{path}: was written under another configuration, which differs in {listed(differ)}; put this run's own "
+            f"file back, or continue from the other one (checkpoint={other})"
+        )
 
 
 def anchors(s: Settings, data: ImageDataModule) -> dict[str, float]:

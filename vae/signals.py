@@ -15,23 +15,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from vae.checkpoints import resumable
+from vae.errors import Stopped
 
 logger = logging.getLogger(__name__)
-
-
-class Stopped(BaseException):
-    """A signal ended the run. No Exception: neither Hydra's sweep nor a broad `except` may carry on.
-
-    Nor a KeyboardInterrupt, which Lightning turns into exit code 1.
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signal = signal.Signals(signum)
-        self.exit_code = 128 + signum
-
-    def __str__(self) -> str:
-        return f"stopped by {self.signal.name}"
 
 
 class GracefulStop(Checkpoint):
@@ -72,7 +58,10 @@ class GracefulStop(Checkpoint):
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             return  # a data worker inherited the handler; its process decides for it
-        if signum == signal.SIGUSR1:
+        if signum == signal.SIGUSR1 and not self._training:
+            self._say("SIGUSR1: requeueing the job")  # its last checkpoint is the end of training
+            requeue()
+        elif signum == signal.SIGUSR1:
             self._requeue = True
             self._say("SIGUSR1: saving at the next batch, then requeueing the job")
         elif not self._training and self._stop is None:
