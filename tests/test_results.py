@@ -156,7 +156,7 @@ def test_evaluating_the_last_epoch_leaves_the_best_one_s_figures(
     after = tree(run)
     assert {name: after[name] for name in before} == before
     assert set(after) - set(before) >= {"metrics_last.json", "figures_last/losses.png"}
-    assert "test/nll" in capsys.readouterr().out
+    assert "test/elbo" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
