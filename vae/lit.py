@@ -86,6 +86,13 @@ class LitVAE(LightningModule):
         self.look = False  # whether this step's gradient norm is taken
         self.broken: Tensor | None = None  # on an accelerator: whether a loss was not finite
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Lightning notes the hook it is in forty times a step: a string needs none of nn.Module's questions."""
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
         if self.scheduler is None:

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -38,6 +39,10 @@ from vae.signals import GracefulStop
 
 log = logging.getLogger(__name__)
 Settings = dict[str, Any]
+
+if not torch.cuda.is_available():
+    # Lightning has set it to 1, and Adam asks in each step for a GPU: 0.1 ms to look for its driver, or 1 us
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
 # Keys that may differ between two sittings of a run, because no result depends on them.
 FREE = (
@@ -362,6 +367,15 @@ def plateau_watches(s: Settings) -> str:
     return "dev/bound" if mode == "max" else name
 
 
+class Unprofiled(PassThroughProfiler):
+    """Nothing is measured; Lightning's own still makes a generator for each of sixty hooks a step."""
+
+    nothing: AbstractContextManager[None] = nullcontext()
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]  # as it is used
+        return self.nothing
+
+
 class Events(TensorBoardLogger):
     """TensorBoard's events alone: config.yaml says what hparams.yaml would."""
 
@@ -387,6 +401,7 @@ def trainer_of(run: Run, history: History, pictures: Pictures, stop: GracefulSto
         callbacks=[*callbacks, best, last, stop],
         logger=Events(run.directory, name="", version="", default_hp_metric=False, purge_step=_purge(run)),
         plugins=[DurableCheckpointIO()],
+        profiler=Unprofiled(),
         enable_progress_bar=bar,
         enable_model_summary=False,
         num_sanity_val_steps=0,
