@@ -14,7 +14,7 @@ from vae import evaluation, runs
 from vae.data import as_floats
 from vae.errors import RunFailed
 from vae.likelihoods import GaussianHead, Likelihood, SquaredErrorHead
-from vae.lit import LitVAE, Meter
+from vae.lit import LateWatch, LitVAE, Meter
 from vae.model import VAE
 from vae.networks import MLPDecoder, MLPEncoder
 from vae.objectives import ELBO, IWAE, Terms
@@ -366,3 +366,17 @@ def test_plateau_scheduler_watches_dev_loss() -> None:
     found = lit.configure_optimizers()["lr_scheduler"]
     assert "monitor" not in found
     assert found["interval"] == "epoch"
+
+
+def test_what_an_accelerator_notes_names_the_terms_and_the_last_finite_loss() -> None:
+    def terms(log_px: float, kl: float) -> Terms:
+        return Terms(torch.tensor(kl - log_px), torch.full((3,), log_px), torch.full((3, 1), kl), 1.0)
+
+    late = LateWatch()
+    for step, (log_px, kl) in enumerate([(-7.0, 1.0), (-6.0, 0.5), (-math.inf, 0.5), (-5.0, 0.5), (-4.0, math.nan)]):
+        late.add(terms(log_px, kl), step)
+        assert bool(late.broken) == (step > 1)
+    assert late.words() == "loss and reconstruction and kl not finite; last finite loss 6.5 at step 1"
+    first = LateWatch()
+    first.add(terms(math.nan, 0.5), 0)
+    assert first.words() == "loss and reconstruction not finite; no step before it was finite"

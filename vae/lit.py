@@ -58,6 +58,39 @@ class Meter:
         return {f"{split}/{name}": value for name, value in {**means, "beta": self.beta}.items()}
 
 
+class LateWatch:
+    """For an accelerator: which terms were ever not finite, and the last finite loss before, kept on the device.
+
+    To read them waits for the device, so a step only adds to them.
+    """
+
+    def __init__(self) -> None:
+        self.bad: Tensor | None = None  # (3,)
+        self.last: Tensor | None = None  # (2,): loss, step
+
+    @torch.no_grad()
+    def add(self, terms: Terms, step: int) -> None:
+        parts = torch.stack([terms.loss, -terms.log_px.mean(), terms.kl.sum(-1).mean()]).detach()
+        bad = ~parts.isfinite()
+        self.bad = bad if self.bad is None else self.bad | bad
+        now = torch.stack([parts[0], parts.new_full((), step)])
+        before = torch.full_like(now, math.nan) if self.last is None else self.last
+        self.last = torch.where(self.bad.any(), before, now)
+
+    @property
+    def broken(self) -> Tensor:
+        assert self.bad is not None
+        return self.bad.any()
+
+    def words(self) -> str:
+        assert self.bad is not None
+        assert self.last is not None
+        names = [n for n, bad in zip(("loss", "reconstruction", "kl"), self.bad.tolist(), strict=True) if bad]
+        loss, step = self.last.tolist()
+        last = "no step before it was finite" if math.isnan(loss) else f"last finite loss {loss:.6g} at step {step:.0f}"
+        return f"{' and '.join(names)} not finite; {last}"
+
+
 class LitVAE(LightningModule):
     """`objective(vae, x, step) -> Terms`; `optimizer` and `scheduler` are torch's own, given as partials.
 
@@ -84,7 +117,7 @@ class LitVAE(LightningModule):
         self.grad_norms: list[Tensor] = []
         self.last_finite = (math.nan, -1)  # loss, step
         self.look = False  # whether this step's gradient norm is taken
-        self.broken: Tensor | None = None  # on an accelerator: whether a loss was not finite
+        self.late = LateWatch()
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Lightning notes the hook it is in forty times a step: a string needs none of nn.Module's questions."""
@@ -151,10 +184,10 @@ class LitVAE(LightningModule):
         return self.meters[split].means(split, self.vae.likelihood.normalised)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        if self.broken is not None:
+        if self.late.bad is not None:
             for p in self.parameters():
                 if p.grad is not None:
-                    p.grad = torch.where(self.broken, 0, p.grad)
+                    p.grad = torch.where(self.late.broken, 0, p.grad)
         if self.look:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             self.grad_norms.append(torch.nn.utils.get_total_norm(gradients).detach())
@@ -175,12 +208,11 @@ class LitVAE(LightningModule):
 
     def _watch(self, terms: Terms, step: int) -> None:
         """Stops before the weights take in a loss that is not finite; an accelerator is only read now and then."""
-        finite = terms.loss.detach().isfinite()
         if self.device.type != "cpu":
-            self.broken = ~finite if self.broken is None else self.broken | ~finite
+            self.late.add(terms, step)
             if step % GRAD_NORM_EVERY == 0:
                 self.check_finite()
-        elif finite:
+        elif terms.loss.detach().isfinite():
             self.last_finite = (terms.loss.item(), step)
         else:
             raise RunFailed(self._divergence(terms, step))
@@ -198,13 +230,17 @@ class LitVAE(LightningModule):
 
     def check_finite(self) -> None:
         """Raises RunFailed if a step on an accelerator met a loss that was not finite."""
-        if self.broken is not None and bool(self.broken):
-            step = self.global_step
+        if self.late.bad is None:
+            return
+        if bool(self.late.broken):
             raise RunFailed(
-                f"the loss stopped being finite in the {GRAD_NORM_EVERY} steps before step {step} (epoch "
-                f"{self.current_epoch}); no weight has taken it in; lower optimizer.lr={self._lr():g} or set "
+                f"in the {GRAD_NORM_EVERY} steps before step {self.global_step} (epoch {self.current_epoch}): "
+                f"{self.late.words()}; no weight has taken it in; lower optimizer.lr={self._lr():g} or set "
                 "trainer.gradient_clip_val=1; the last good checkpoint is kept"
             )
+        assert self.late.last is not None
+        loss, step = self.late.last.tolist()
+        self.last_finite = (loss, int(step))
 
     def _divergence(self, terms: Terms, step: int) -> str:
         parts = {"reconstruction": -terms.log_px.mean().item(), "kl": terms.kl.sum(-1).mean().item()}
