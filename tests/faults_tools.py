@@ -55,7 +55,7 @@ class Command:
             os.kill(self.pid, signal.SIGKILL)
             self.wait()
 
-    def until(self, happens: Callable[[], Any]) -> bool:
+    def until(self, happens: Callable[[], Any], pause: float = 0.001) -> bool:
         """Waits for something that the process does; False when the process ended first."""
         deadline, looks = time.monotonic() + PATIENCE, 0
         while not happens():
@@ -66,12 +66,12 @@ class Command:
                 if time.monotonic() > deadline:
                     self.kill()
                     pytest.fail(f"waited {PATIENCE} s in vain:\n{self.said}")
-            time.sleep(0.001)
+            time.sleep(pause)
         return True
 
     def kill_within(self, happens: Callable[[], Any]) -> bool:
         """kill -9 while something lasts: it is held still before the second look; False when it ended first."""
-        while self.until(happens):
+        while self.until(happens, pause=0):
             with contextlib.suppress(ProcessLookupError):
                 self.send(signal.SIGSTOP)
                 time.sleep(0.002)  # a stop takes effect when the system call under way is done
