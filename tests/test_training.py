@@ -208,7 +208,7 @@ def test_threads_are_those_that_were_asked_for(tmp_path: Path) -> None:
     ("overrides", "named"),
     [
         (["latent_dim=3"], "latent_dim (2 there, 3 now)"),
-        (["seed=1"], "data.seed (0 there, 1 now), seed (0 there, 1 now)"),
+        (["seed=1"], "seed (0 there, 1 now), data.seed (0 there, 1 now)"),
         (["trainer.max_epochs=1"], "trainer.max_epochs (2 there, 1 now)"),
         (["model/encoder=conv"], "and 1 more"),
         (["likelihood=gaussian", "latent_dim=3"], "likelihood.reconstruct (sample there, absent now)"),
