@@ -7,7 +7,6 @@ import json
 import math
 import os
 import resource
-import runpy
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from vae import command, evaluation, runs, settings
 from vae.data import ImageDataModule, as_floats
 from vae.distributions import fixed_noise
-from vae.lit import LitVAE
 
 Settings = dict[str, Any]
 Seconds = dict[str, list[float]]
@@ -285,20 +283,18 @@ def evaluation_turns(bare: Bare, test: Tensor, seed: int, turns: int) -> Seconds
     return {name: values[1:] for name, values in found.items()}
 
 
-def first_step(overrides: list[str], folder: str) -> None:
-    """In a process of its own: `python train.py` up to its first training step, and out."""
-
-    def stop(*_: Any) -> Tensor:
-        os._exit(0)
-
-    LitVAE.training_step = stop  # type: ignore[assignment, method-assign]  # for this process only
-    sys.argv = ["train.py", *overrides, f"run_dir={folder}/run"]
-    runpy.run_path(str(Path(command.CONF).parent / "train.py"), run_name="__main__")
+FIRST_STEP = """
+import os, runpy, sys
+import vae.lit
+vae.lit.LitVAE.training_step = lambda *_: os._exit(0)
+sys.argv = ["train.py", *{overrides!r}, "run_dir={folder}/run"]
+runpy.run_path({script!r}, run_name="__main__")
+"""  # for a process of its own: `python train.py` up to its first training step, and out
 
 
 def start_up(overrides: list[str], turns: int) -> Seconds:
     """Seconds until the first step, and of the imports alone, each in fresh processes that take turns."""
-    train = "from vae import bench; bench.first_step({!r}, {!r})"
+    script = str(Path(command.CONF).parent / "train.py")
     imports = "import torch, torchvision, lightning"
 
     def process(code: str) -> float:
@@ -307,7 +303,7 @@ def start_up(overrides: list[str], turns: int) -> Seconds:
     found: Seconds = {"first step": [], "imports": []}
     for _ in range(turns):
         with tempfile.TemporaryDirectory() as folder:
-            found["first step"].append(process(train.format(overrides, folder)))
+            found["first step"].append(process(FIRST_STEP.format(overrides=overrides, folder=folder, script=script)))
         found["imports"].append(process(imports))
     return found
 

@@ -3,6 +3,7 @@
 Imports neither torch nor lightning, so that a mistyped key is answered at once.
 """
 
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -107,7 +108,7 @@ def placed(arguments: list[str]) -> list[str]:
     A Slurm job's place is its number and its command: the job that is requeued finds what it has begun.
     """
     sweep = any(argument in ("-m", "--multirun") for argument in arguments)
-    if any(argument.startswith("run_dir=") for argument in arguments):
+    if any(argument.lstrip("+").startswith("run_dir=") for argument in arguments):
         return arguments
     job = slurm_job()
     if job is not None:
@@ -209,7 +210,7 @@ def ended(run: Callable[[DictConfig], float], cfg: DictConfig) -> float:
             line += f"; its log: {file}"
         logging.getLogger(__name__).error(line)
         if file is not None and not expected(error):
-            with open(file, "a") as written:
+            with contextlib.suppress(OSError), open(file, "a") as written:  # the disk may be what failed
                 traceback.print_exception(error, file=written)
         if HydraConfig.get().mode == RunMode.MULTIRUN and code in (1, 2):
             raise JobFailed(f"run {HydraConfig.get().job.num}: {line}") from None

@@ -71,7 +71,7 @@ class LateWatch:
     @torch.no_grad()
     def add(self, terms: Terms, step: int) -> None:
         parts = torch.stack([terms.loss, -terms.log_px.mean(), terms.kl.sum(-1).mean()]).detach()
-        bad = ~parts.isfinite()
+        bad = ~parts.isfinite() & ~parts[0].isfinite()  # a term that is not in the loss, as IWAE's KL, may be anything
         self.bad = bad if self.bad is None else self.bad | bad
         now = torch.stack([parts[0], parts.new_full((), step)])
         before = torch.full_like(now, math.nan) if self.last is None else self.last

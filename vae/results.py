@@ -65,7 +65,9 @@ def again(run: Run, lit: LitVAE, data: ImageDataModule, which: str) -> None:
         history = History()
         history.load_state_dict(checkpoint_state(run))
         found, generated = evaluate(lit, data, run.settings, checkpoint["global_step"])
-        kept = {name: value for name, value in run.metrics.items() if name in TRAINING or name.startswith("train")}
+        epoch = run.metrics["best_epoch"] if which == "best" else history.rows[-1]["epoch"]
+        kept = {name: value for name, value in run.metrics.items() if name in TRAINING}
+        kept |= training_figures(history, int(epoch))
         drawn = draw(run, lit, data, history, generated, which)
         log.info("%d figures drawn", len(drawn))
         origin = provenance(run.settings, data, lit.device) | {"checkpoint": which}
@@ -83,9 +85,10 @@ def evaluate(
     """All figures of a model in eval mode, by name, and the samples that some were taken from."""
     vae, e, seed = lit.vae, s["evaluation"], s["seed"]
     found: dict[str, float] = {}
+    batch = max(1, min(1000, evaluation.ROWS // s["objective"]["samples"]))
     for split in ("dev", "test"):
         images = getattr(data, split).images
-        found |= evaluation.objective_figures(vae, lit.objective, images, split, seed, step)
+        found |= evaluation.objective_figures(vae, lit.objective, images, split, seed, step, batch)
     found |= evaluation.nats_figures(vae, data.test.images, e["samples"], seed, "test")
     found |= evaluation.latent_figures(vae, data.train_once, data.test, "test", e["probes"])
     if not e["features"]:
@@ -255,10 +258,12 @@ def show(run: Run, found: dict[str, Any] | None = None) -> float:
     found = run.metrics if found is None else found
     assert found is not None
     normalised = "test/elbo" in found or "dev/elbo" in found
+    last = of_the_last(found)
     table = Table(
         box=box.SIMPLE,
         show_header=False,
-        title=f"{caption(run.settings)}: epoch {found['best_epoch']} is the best of 0 to {found['epochs'] - 1}",
+        title=f"{caption(run.settings)}: epoch {found['best_epoch']} is the best of 0 to {found['epochs'] - 1}"
+        + (", these are the last one's figures" if last else ""),
     )
     for name, value in found.items():
         if name == "provenance" or name.endswith("_error") or "/kl_per_latent/" in name:
@@ -270,6 +275,11 @@ def show(run: Run, found: dict[str, Any] | None = None) -> float:
     for line in closing_lines(run, found):
         console.print(line, highlight=False, soft_wrap=True)
     return float(found[monitored(run.settings)[0]])
+
+
+def of_the_last(found: dict[str, Any]) -> bool:
+    """Whether `vae evaluate --checkpoint last` made these figures."""
+    return found.get("provenance", {}).get("checkpoint") == "last"
 
 
 def units(name: str, normalised: bool) -> str:
@@ -285,6 +295,7 @@ def units(name: str, normalised: bool) -> str:
 
 def closing_lines(run: Run, found: dict[str, Any]) -> list[str]:
     active, latents = found["test/active_units"], run.settings["latent_dim"]
+    last = of_the_last(found)
     state = COLLAPSED if not active else f"{active} of {latents} latents are active"
     lines = [state]
     if "SquaredError" in run.settings["likelihood"]["_target_"]:
@@ -293,6 +304,6 @@ def closing_lines(run: Run, found: dict[str, Any]) -> list[str]:
     return [
         *lines,
         f"run:      {run.directory}",
-        f"pictures: {run.directory / 'figures'}",
+        f"pictures: {run.directory / ('figures_last' if last else 'figures')}",
         f"curves:   tensorboard --logdir {root}",
     ]

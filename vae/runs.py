@@ -336,6 +336,7 @@ def load_run(directory: str | os.PathLike[str], which: str = "best") -> tuple[Li
 def load_weights(lit: LitVAE, path: Path) -> dict[str, Any]:
     checkpoint = checkpoints.load(path)
     checkpoints.check_architecture(checkpoint["state_dict"], lit)
+    check_origin(path, checkpoint["vae"]["settings"], lit.settings)
     lit.load_state_dict(checkpoint["state_dict"])
     return checkpoint
 
@@ -429,8 +430,8 @@ def training(run: Run, lit: LitVAE, data: ImageDataModule) -> Iterator[tuple[Tra
         checkpoints.check_architecture(saved["state_dict"], lit)
         check_origin(start, saved["vae"]["settings"], s)
         log.info("continuing from %s", start)
-    state = sum(value.nbytes for value in lit.state_dict().values())
-    checkpoints.writable(run.checkpoint_directory, 6 * state)  # best and last: weights, and Adam's two moments
+    state = 3 * sum(value.nbytes for value in lit.state_dict().values())  # weights, and Adam's two moments
+    checkpoints.writable(run.checkpoint_directory, 2 * state if start is None else state)  # best and last, or one anew
     history, last = History(), SaveLast(run.checkpoint_directory, s["callbacks"]["checkpoint_minutes"])
     pictures = Pictures(s["callbacks"]["figures_every"], s["seed"], caption(s), lambda: anchors(s, data))
     with GracefulStop(last.save) as stop:

@@ -59,8 +59,9 @@ class GracefulStop(Checkpoint):
         if os.getpid() != self._pid:
             return  # a data worker inherited the handler; its process decides for it
         if signum == signal.SIGUSR1 and not self._training:
-            self._say("SIGUSR1: requeueing the job")  # its last checkpoint is the end of training
-            requeue()
+            self._say("SIGUSR1: requeueing the job")  # nothing is new since its last checkpoint, if it has one
+            if int(os.environ.get("SLURM_PROCID", 0)) == 0:
+                requeue()
         elif signum == signal.SIGUSR1:
             self._requeue = True
             self._say("SIGUSR1: saving at the next batch, then requeueing the job")
