@@ -246,7 +246,8 @@ class Turns:
         with tempfile.TemporaryDirectory() as folder:
             run = runs.Run(Path(folder) / "run", s)
             with run.opened(), runs.training(run, lit, self.data) as (trainer, _):
-                trainer.callbacks.insert(0, watch)  # type: ignore[attr-defined]  # Lightning sets the list
+                # the last one: when an epoch starts, the checkpoint of the one before has been written
+                trainer.callbacks.append(watch)  # type: ignore[attr-defined]  # Lightning sets the list
                 trainer.fit(lit, datamodule=self.data)
             command.log_to(None)  # the folder, and the log in it, go
         self.seconds["train.py, its steps"] = watch.steps[1:]
@@ -324,23 +325,26 @@ def ratio(ones: list[float], others: list[float]) -> float:
     return median(one / other for one, other in zip(ones, others, strict=True))
 
 
-def report(turns: Turns, overrides: list[str]) -> dict[str, Any]:
-    """Medians and spreads, images a second, ratios to the bare loop, the share of the arithmetic limit."""
-    seconds, rate = turns.run(), matrix_rate(turns.device)
-    bare = turns.bare
-    parts = {
+def compared(seconds: Seconds, images: int) -> dict[str, dict[str, float]]:
+    return {
         name: {
             "seconds": median(values),
             "spread": spread(values),
-            "images_per_second": turns.images / median(values),
+            "images_per_second": images / median(values),
             "to_bare": ratio(values, seconds["bare"]),
             "to_bare_validated": ratio(values, seconds["bare, validated"]),
         }
         for name, values in seconds.items()
     }
+
+
+def report(turns: Turns, overrides: list[str]) -> dict[str, Any]:
+    """Medians and spreads, images a second, ratios to the bare loop, the share of the arithmetic limit."""
+    seconds, rate = turns.run(), matrix_rate(turns.device)
+    bare = turns.bare
     starts = start_up(overrides, turns.turns)
     found = {
-        "parts": parts,
+        "parts": compared(seconds, turns.images),
         "step_shares": bare.shares(min(50, turns.steps)),
         "matrix_gflops": rate / 1e9,
         "share_of_arithmetic": turns.steps * bare.flops() / rate / median(seconds["bare"]),

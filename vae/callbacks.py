@@ -114,13 +114,13 @@ class History(Callback):
         if sigma is not None:
             metrics["dev/sigma"] = sigma
         self.kl_per_latent = pl_module.meters["dev"].kl_per_latent().tolist()
-        self.images += min(len(trainer.datamodule.train), self._limit(trainer))  # type: ignore[attr-defined]
+        self.images += min(len(trainer.datamodule.train), self._limit(trainer))  # type: ignore[attr-defined]  # Lightning sets it
         self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **metrics})
         self._write(trainer, metrics)
 
     @staticmethod
     def _limit(trainer: Trainer) -> int:
-        return int(trainer.num_training_batches) * trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        return int(trainer.num_training_batches) * trainer.datamodule.batch_size  # type: ignore[attr-defined]  # Lightning sets it
 
     def _write(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         writer = writer_of(trainer)
@@ -193,7 +193,7 @@ class Pictures(Callback):
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, writer: "SummaryWriter") -> None:
         assert isinstance(pl_module, LitVAE)
-        x, _ = shown_images(trainer.datamodule)  # type: ignore[attr-defined]
+        x, _ = shown_images(trainer.datamodule)  # type: ignore[attr-defined]  # Lightning sets it
         caption = f"{self.caption}; epoch {trainer.current_epoch}"
         vae, training = pl_module.vae, pl_module.vae.training
         vae.eval()

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -338,7 +339,7 @@ class ImageDataModule(LightningDataModule):
         """Training images as an evaluation sees them: under dynamic binarisation one draw, the same each time."""
         return self._binarized(images, labels, 0) if self.binarize == "dynamic" else (images, labels)
 
-    @property
+    @cached_property
     def train_once(self) -> Images:
         """All of `train`, in the form that dev and test have: what classifiers and neighbours are taken from."""
         return Images(*self._once(self.train.images, self.train.labels))

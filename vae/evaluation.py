@@ -42,21 +42,19 @@ def objective_figures(
 ) -> Figures:
     """The objective's terms on a split, with standard errors: training's validation again, in float32."""
     noise = NoiseStreams(derive(seed, f"evaluation {split}"))
-    losses, single, log_px, kl, sizes = [], [], [], [], []
+    losses, log_px, kl = [], [], []
     for x in _chunks(vae, images, batch):
         with fixed_noise(noise):
             terms = objective(vae, x, step)
-        losses.append(terms.loss.double().cpu())
-        single.append(terms.losses.double().cpu())
-        sizes.append(len(x))
+        losses.append(terms.losses.double().cpu())
         log_px.append(terms.log_px.double().cpu())
         kl.append(terms.kl.double().cpu())
-    weights = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
+    single = torch.cat(losses)  # (N,)
     reconstruction, rates = -torch.cat(log_px), torch.cat(kl)  # (N,), (N, D)
-    loss = terms.whole(reconstruction.mean(), rates.mean(0), (torch.stack(losses) * weights).sum())
+    loss = terms.whole(reconstruction.mean(), rates.mean(0), single.mean())
     figures = {"loss": loss.item(), "beta": terms.beta}
     if not terms.free_bits:  # a floor under a mean leaves no loss of single images
-        figures["loss_error"] = metrics.mean_and_error(torch.cat(single))[1]
+        figures["loss_error"] = metrics.mean_and_error(single)[1]
     parts = {"reconstruction": reconstruction, "kl": rates.sum(1), "bound": reconstruction + rates.sum(1)}
     if vae.likelihood.normalised:
         parts["elbo"] = -parts["reconstruction"] - parts["kl"]

@@ -278,7 +278,7 @@ class LitVAE(LightningModule):
 
     def _over_ranks(self, sums: Tensor) -> Tensor:
         alone = self._trainer is None or self.trainer.world_size == 1
-        return sums if alone else self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")  # type: ignore[return-value]
+        return sums if alone else self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")  # type: ignore[return-value]  # a tensor for a tensor
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["vae"]

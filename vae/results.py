@@ -113,12 +113,27 @@ def draw(
     run: Run, lit: LitVAE, data: ImageDataModule, history: History, generated: Generated | None, which: str = "best"
 ) -> dict[str, Figure]:
     """The report's figures and ours, as PNG files in the run's `figures/`; by name."""
+    what = caption(run.settings)
+    x, _ = shown_images(data)
+    drawn = common_figures(run, lit, data, history, which)
+    if lit.vae.likelihood.normalised:  # else there are no nats to draw
+        drawn["rate_distortion"] = rate_distortion(history, what)
+    drawn |= sigma_figures(lit.vae, x, history, what)
+    drawn |= generated_figures(data, generated, what)
+    folder = run.directory / ("figures" if which == "best" else f"figures_{which}")
+    for name, figure in drawn.items():
+        figures.to_png(figure, folder / f"{name}.png")
+    return drawn
+
+
+def common_figures(run: Run, lit: LitVAE, data: ImageDataModule, history: History, which: str) -> dict[str, Figure]:
+    """What every model has: the report's figures 4 to 8, and what its latents hold."""
     s, vae = run.settings, lit.vae
     what = caption(s)
     x, _ = shown_images(data)
     dev = posteriors(vae, data.dev.images)
     curves = {name: history.curve(f"{name}/loss") for name in ("train", "dev", "train_eval")}
-    drawn = {
+    return {
         "reconstructions": reconstruction_figure(vae, x, f"{what}; dev; {which} checkpoint"),
         "losses": figures.losses(
             curves, f"{what}; the objective, summed over pixels, a mean over images", anchors(s, data)
@@ -134,14 +149,6 @@ def draw(
         ),
         "latent_space": latent_space(vae, dev, what),
     }
-    if vae.likelihood.normalised:  # else there are no nats to draw
-        drawn["rate_distortion"] = rate_distortion(history, what)
-    drawn |= sigma_figures(vae, x, history, what)
-    drawn |= generated_figures(data, generated, what)
-    folder = run.directory / ("figures" if which == "best" else f"figures_{which}")
-    for name, figure in drawn.items():
-        figures.to_png(figure, folder / f"{name}.png")
-    return drawn
 
 
 def rate_distortion(history: History, what: str) -> Figure:
