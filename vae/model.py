@@ -53,6 +53,7 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> Normal:
         """q(z|x) for x (B, C, H, W): batch shape (B, D). The network gives mu and log sigma^2."""
+        x = x.to(self.prior_loc.dtype)  # images are float32, the weights under 64-true are not
         mu, log_var = full(self.encoder(x)).chunk(2, dim=-1)  # (B, D), (B, D)
         return Normal(mu, (0.5 * log_var).exp())
 
