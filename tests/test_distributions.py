@@ -16,6 +16,7 @@ from vae.distributions import (
     DiscretizedLogistic,
     NoiseStreams,
     Normal,
+    RepeatedNoise,
     SquaredError,
     fixed_noise,
 )
@@ -214,6 +215,30 @@ def test_fixed_noise_differs_between_seeds_images_samples_and_shapes() -> None:
     with fixed_noise(11):
         second_pass = [draw_pass((7,))[0] for _ in range(2)][1]
     assert not torch.isclose(latent, second_pass).any()
+
+
+@pytest.mark.parametrize("limit", [0, 200, 10**6])  # bytes; a pass over seven images draws 7 x 2 x 7 x 4 = 392
+def test_repeated_noise_is_that_of_one_pass_in_every_pass(limit: int) -> None:
+    with fixed_noise(11):
+        whole = draw_pass((7,))
+    noise = RepeatedNoise(11, torch.device("cpu"), limit)
+    for sizes in [(3, 4), (3, 4), (3,), (3, 4), (2, 5), (7,), (3, 4)]:  # one of them was not finished
+        noise.start()
+        with fixed_noise(noise):
+            parts = draw_pass(sizes)
+        for a, b in zip(whole, parts, strict=True):
+            assert torch.equal(a[:, : sum(sizes)], b)
+        assert sum(kept.nbytes for kept in noise.kept) <= limit
+
+
+def test_repeated_noise_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise, drawn = RepeatedNoise(11, torch.device("cpu")), []
+    monkeypatch.setattr(NoiseStreams, "__call__", lambda self, shape: drawn.append(shape) or torch.zeros(shape))
+    for _ in range(3):
+        noise.start()
+        with fixed_noise(noise):
+            draw_pass((3, 4))
+    assert len(drawn) == 4
 
 
 def test_fixed_noise_nests_and_ends_with_an_exception() -> None:

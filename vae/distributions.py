@@ -35,6 +35,40 @@ class NoiseStreams:
         return torch.from_numpy(noise).transpose(0, 1)  # (K, B, *event)
 
 
+class RepeatedNoise:
+    """The NoiseStreams of a pass that is made again and again: its draws are kept on `device`, up to `limit` bytes.
+
+    After each epoch the same images meet the same numbers; to draw them takes as long as the decoder.
+    """
+
+    def __init__(self, seed: int, device: torch.device, limit: int = 2**27) -> None:
+        self.seed, self.device, self.limit = seed, device, limit
+        self.kept: list[Tensor] = []  # the first draws of a pass
+        self.start()
+
+    def start(self) -> None:
+        """A pass begins."""
+        self.place = 0
+        self.streams: NoiseStreams | None = None
+
+    def __call__(self, shape: torch.Size) -> Tensor:
+        if self.place < len(self.kept) and self.kept[self.place].shape != shape:
+            del self.kept[self.place :]  # batches of another size than in the pass before
+        noise = self.kept[self.place] if self.place < len(self.kept) else self._drawn(shape)
+        self.place += 1
+        return noise
+
+    def _drawn(self, shape: torch.Size) -> Tensor:
+        if self.streams is None:
+            self.streams = NoiseStreams(self.seed)
+            for before in self.kept:
+                self.streams(before.shape)
+        noise = self.streams(shape).to(self.device)
+        if self.place == len(self.kept) and sum(n.nbytes for n in (*self.kept, noise)) <= self.limit:
+            self.kept.append(noise)
+        return noise
+
+
 class SharedNoise:
     """What one process would draw for a whole batch, of which rank r of n takes images r, r + n, ..."""
 
