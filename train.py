@@ -1,5 +1,6 @@
 """Trains a VAE: `python train.py model=conv latent_dim=4`; `--help` explains the keys."""
 
+import gc
 import sys
 from typing import Any
 
@@ -35,7 +36,12 @@ def main() -> Any:
     sys.argv[1:] = command.placed(sys.argv[1:])
     if command.answered(sys.argv[1:]):
         return None
-    return job()
+    gc.disable()  # until training: the imports make a million objects and no garbage, which takes a second to see
+    try:
+        return job()
+    finally:
+        gc.unfreeze()
+        gc.enable()
 
 
 if __name__ == "__main__":

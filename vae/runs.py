@@ -1,5 +1,6 @@
 """A run directory and what is built from its configuration: the one way in, for training, commands and notebooks."""
 
+import gc
 import json
 import logging
 import os
@@ -32,6 +33,7 @@ from vae.command import in_a_child, log_to
 from vae.data import ImageDataModule, as_floats
 from vae.errors import InputError
 from vae.lit import LitVAE
+from vae.loop import StepLoop
 from vae.model import VAE
 from vae.objectives import ELBO, IWAE
 from vae.seeds import derive
@@ -397,7 +399,7 @@ def trainer_of(run: Run, history: History, pictures: Pictures, stop: GracefulSto
         patience = s["callbacks"]["early_stopping"]
         callbacks.append(EarlyStopping(monitor, patience=patience, mode=mode, check_finite=False))
     best = SaveBest(run.checkpoint_directory, monitor, mode)
-    return Trainer(
+    trainer = Trainer(
         **options,
         callbacks=[*callbacks, best, last, stop],
         logger=Events(run.directory, name="", version="", default_hp_metric=False, purge_step=_purge(run)),
@@ -410,6 +412,8 @@ def trainer_of(run: Run, history: History, pictures: Pictures, stop: GracefulSto
         use_distributed_sampler=False,
         default_root_dir=run.directory,
     )
+    trainer.fit_loop.epoch_loop = StepLoop(trainer)
+    return trainer
 
 
 def _purge(run: Run) -> int | None:
@@ -434,6 +438,9 @@ def training(run: Run, lit: LitVAE, data: ImageDataModule) -> Iterator[tuple[Tra
     checkpoints.writable(run.checkpoint_directory, 2 * state if start is None else state)  # best and last, or one anew
     history, last = History(), SaveLast(run.checkpoint_directory, s["callbacks"]["checkpoint_minutes"])
     pictures = Pictures(s["callbacks"]["figures_every"], s["seed"], caption(s), lambda: anchors(s, data))
+    if not gc.isenabled():  # train.py's start: what was imported is never looked through again
+        gc.freeze()
+        gc.enable()
     with GracefulStop(last.save) as stop:
         yield trainer_of(run, history, pictures, stop, last), history
 

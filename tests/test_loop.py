@@ -1,0 +1,183 @@
+"""The short way through a step: to the bit what Lightning's own loop does, in its order, with its counts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL, settings_of
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+
+from vae import runs
+from vae.lit import LitVAE
+from vae.loop import IN_A_STEP, StepLoop
+
+pytestmark = pytest.mark.usefixtures("digits_once")
+
+STEPS, EPOCHS = 5, 2
+SHORT = (
+    *SMALL,
+    "likelihood=gaussian",
+    "threads=1",
+    "data.batch_size=20",
+    f"trainer.limit_train_batches={STEPS}",
+    f"trainer.max_epochs={EPOCHS}",
+    "callbacks.figures_every=0",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _undrawn() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vae.runs.anchors", lambda *arguments: {})
+        yield
+
+
+def trained(
+    folder: Path, loop: type[_TrainingEpochLoop], *overrides: str, kind: type | None = None, more: Any = ()
+) -> tuple[LitVAE, Trainer]:
+    """A run's own trainer with the given loop; `kind` is a LitVAE with hooks of its own, `more` are callbacks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vae.runs.StepLoop", loop)
+        if kind is not None:
+            patch.setattr("vae.runs.LitVAE", kind)
+        s = settings_of(*SHORT, *overrides)
+        lit, data = runs.build(s)
+        run = runs.Run(folder / loop.__name__, s)
+        with run.opened(), runs.training(run, lit, data) as (trainer, _):
+            trainer.callbacks.extend(more)  # type: ignore[attr-defined]  # Lightning sets the list
+            trainer.fit(lit, datamodule=data)
+    return lit, trainer
+
+
+def loop_of(trainer: Trainer) -> Any:
+    return trainer.fit_loop.epoch_loop
+
+
+def require_equal(ours: tuple[LitVAE, Trainer], lightnings: tuple[LitVAE, Trainer]) -> None:
+    for (name, one), (_, other) in zip(ours[0].state_dict().items(), lightnings[0].state_dict().items(), strict=True):
+        assert torch.equal(one, other), name
+    states = [trainer.optimizers[0].state_dict() for _, trainer in (ours, lightnings)]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+    assert ours[1].fit_loop.state_dict() == lightnings[1].fit_loop.state_dict()
+    assert ours[1].callback_metrics == lightnings[1].callback_metrics
+    rows = [trainer.callbacks[0].rows for _, trainer in (ours, lightnings)]  # type: ignore[attr-defined]  # History's
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("trainer.gradient_clip_val=0.5",),
+        ("scheduler=one_cycle",),
+        ("scheduler=cosine",),
+        ("scheduler=plateau", "scheduler.patience=0"),
+        ("trainer.precision=bf16-mixed",),
+        ("data.binarize=dynamic", "likelihood=bernoulli", "data.num_workers=1"),
+    ],
+    ids=lambda overrides: ",".join(overrides) or "default",
+)
+def test_a_plain_run_is_lightnings_to_the_bit(overrides: tuple[str, ...], tmp_path: Path) -> None:
+    ours = trained(tmp_path, StepLoop, *overrides)
+    assert loop_of(ours[1]).plain
+    assert ours[1].global_step == STEPS * EPOCHS
+    require_equal(ours, trained(tmp_path, _TrainingEpochLoop, *overrides))
+
+
+def test_clipping_took_place(tmp_path: Path) -> None:
+    """Else the equality above would hold for a value that clips nothing."""
+    clipped, _ = trained(tmp_path / "a", StepLoop, "trainer.gradient_clip_val=0.5", "optimizer=sgd")
+    free, _ = trained(tmp_path / "b", StepLoop, "optimizer=sgd")
+    assert any(not torch.equal(a, b) for a, b in zip(clipped.parameters(), free.parameters(), strict=True))
+
+
+class Noted:
+    """Calls of hooks, in their order, with what the counters said then."""
+
+    calls: list[tuple[Any, ...]]
+
+    def note(self, who: str, hook: str, trainer: Trainer) -> None:
+        loop = loop_of(trainer)
+        optimizer = loop.automatic_optimization.optim_progress.optimizer
+        counts = (loop.batch_progress.state_dict(), optimizer.state_dict(), loop._batches_that_stepped)
+        self.calls.append((who, hook, str(counts)))
+
+
+def noting(base: type, hooks: tuple[str, ...], calls: list[tuple[Any, ...]]) -> type:
+    """A LitVAE or a Callback that notes each call of these hooks."""
+
+    def noted(hook: str) -> Any:
+        def method(self: Any, *arguments: Any) -> None:
+            trainer = arguments[0] if isinstance(self, Callback) else self.trainer
+            Noted.note(self, base.__name__, hook, trainer)
+            if base is LitVAE:
+                getattr(LitVAE, hook)(self, *arguments)
+
+        return method
+
+    return type(base.__name__, (base,), {**{hook: noted(hook) for hook in hooks}, "calls": calls})
+
+
+def test_hooks_come_in_lightnings_order_and_find_its_counts(tmp_path: Path) -> None:
+    found = {}
+    for loop in (StepLoop, _TrainingEpochLoop):
+        calls: list[tuple[Any, ...]] = []
+        kind = noting(LitVAE, (*IN_A_STEP, "on_train_batch_end", "on_after_batch_transfer"), calls)
+        watch = noting(Callback, ("on_train_batch_start", "on_train_batch_end", "on_train_epoch_end"), calls)()
+        _, trainer = trained(tmp_path, loop, kind=kind, more=[watch])
+        found[loop] = calls
+        assert loop is _TrainingEpochLoop or loop_of(trainer).plain
+    assert {hook for _, hook, _ in found[StepLoop]} >= {*IN_A_STEP, "on_train_batch_start", "on_train_batch_end"}
+    assert found[StepLoop] == found[_TrainingEpochLoop]
+
+
+class Logging(LitVAE):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        if batch_idx % 2:  # now and then only
+            self.log("mine/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+        return loss
+
+
+def test_what_a_step_logs_is_kept(tmp_path: Path) -> None:
+    ours = trained(tmp_path, StepLoop, kind=Logging)
+    assert "mine/loss_epoch" in ours[1].callback_metrics
+    assert "mine/loss_step" in ours[1].progress_bar_metrics
+    require_equal(ours, trained(tmp_path, _TrainingEpochLoop, kind=Logging))
+
+
+class Gradients(Callback):
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.calls += 1
+
+
+class Skipping(LitVAE):
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        return -1 if batch_idx == 3 else None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind", "watched", "steps"),
+    [
+        (("trainer.accumulate_grad_batches=2",), None, False, 3),  # the last of five batches steps too
+        (("trainer.precision=64-true",), None, False, 5),
+        ((), None, True, 5),
+        ((), Skipping, False, 3),
+    ],
+    ids=["accumulated", "double", "watched", "skipped"],
+)
+def test_what_is_not_plain_is_left_to_lightning(
+    overrides: tuple[str, ...], kind: type | None, watched: bool, steps: int, tmp_path: Path
+) -> None:
+    watches = [Gradients() for _ in range(2)] if watched else []
+    ours = trained(tmp_path, StepLoop, *overrides, kind=kind, more=watches[:1])
+    assert not loop_of(ours[1]).plain
+    require_equal(ours, trained(tmp_path, _TrainingEpochLoop, *overrides, kind=kind, more=watches[1:]))
+    assert [watch.calls for watch in watches] == [STEPS * EPOCHS] * len(watches)
+    assert ours[1].global_step == steps * EPOCHS
