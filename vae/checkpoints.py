@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
@@ -239,6 +239,8 @@ class SaveBest(ModelCheckpoint):
     Lightning forgets the best score when the path has changed, and would let a worse epoch take its place.
     """
 
+    on_train_batch_end = Callback.on_train_batch_end  # Lightning's looks at every step whether it is the n-th
+
     def __init__(self, directory: str | os.PathLike[str], monitor: str, mode: str) -> None:
         super().__init__(
             Path(directory), "best", monitor, mode=mode, enable_version_counter=False, auto_insert_metric_name=False
@@ -282,8 +284,9 @@ class SaveLast(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         due = time.monotonic() - self._saved_at >= self.seconds
-        if resumable(trainer, batch_idx) and trainer.strategy.reduce_boolean_decision(due, all=False):
-            self.save(trainer)
+        if (due or trainer.world_size > 1) and resumable(trainer, batch_idx):
+            if trainer.strategy.reduce_boolean_decision(due, all=False):
+                self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # To the end of the epoch in whose middle it resumed Lightning counts as restarting, and then it does not show

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from vae.distributions import NoiseStreams, SharedNoise, fixed_noise
+from vae.distributions import RepeatedNoise, SharedNoise, fixed_noise
 from vae.errors import RunFailed
 from vae.model import VAE
 from vae.objectives import Terms
@@ -20,35 +20,49 @@ from vae.seeds import derive
 
 GRAD_NORM_EVERY = 50  # steps; a norm of all gradients each step would cost a hundredth of it
 
+SEEDS_AHEAD = 32
+
 
 class Meter:
     """Sums over images, kept on the device and read once an epoch."""
 
     def __init__(self) -> None:
-        self.sums: Tensor | None = None  # loss, reconstruction, images, then KL (D,)
+        self.sums: Tensor | None = None  # loss, log p(x|z), then KL (D,)
+        self.images = 0
         self.terms: Terms | None = None  # of an evaluation's last batch
         self.beta = math.nan
 
     @torch.no_grad()
     def add(self, terms: Terms) -> None:
         images = terms.log_px.shape[0]
-        head = torch.stack([terms.loss.detach() * images, -terms.log_px.detach().sum()])
-        row = torch.cat([head, head.new_full((1,), images), terms.kl.detach().sum(0)]).double()
-        self.sums = row if self.sums is None else self.sums + row
+        row = torch.cat([terms.loss.view(1) * images, terms.log_px.sum(0, keepdim=True), terms.kl.sum(0)])
+        self.sums = row.double() if self.sums is None else self.sums.add_(row)
+        self.images += images
         self.beta = terms.beta
         self.terms = None if terms.loss.requires_grad else terms  # in training it would keep the graph alive
+
+    @property
+    def totals(self) -> Tensor | None:
+        """(3 + D,) as checkpoints hold them and ranks add them up: loss, reconstruction, images, KL of each latent."""
+        if self.sums is None:
+            return None
+        return torch.cat([self.sums[:1], -self.sums[1:2], self.sums.new_full((1,), self.images), self.sums[2:]])
+
+    @totals.setter
+    def totals(self, value: Tensor | None) -> None:
+        self.sums = None if value is None else torch.cat([value[:1], -value[1:2], value[3:]])
+        self.images = 0 if value is None else int(value[2])
 
     def kl_per_latent(self) -> Tensor:
         """(D,), nats per image."""
         assert self.sums is not None
-        return (self.sums[3:] / self.sums[2]).cpu()
+        return (self.sums[2:] / self.images).cpu()
 
     def means(self, split: str, normalised: bool) -> dict[str, float]:
         """Nats per image; the ELBO is never weighted and absent where the likelihood is not normalised."""
         assert self.sums is not None
-        loss, reconstruction, images = self.sums[:3]
-        kl = self.sums[3:] / images
-        loss, reconstruction = loss / images, reconstruction / images
+        sums = self.sums.cpu() / self.images
+        loss, reconstruction, kl = sums[0], -sums[1], sums[2:]
         if self.terms is not None:  # in training the loss is the mean over batches, which is what is optimised
             loss = self.terms.whole(reconstruction, kl, loss)
         means = {"loss": loss.item(), "reconstruction": reconstruction.item(), "kl": kl.sum().item()}
@@ -113,9 +127,10 @@ class LitVAE(LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.settings, self.monitor = settings or {}, monitor
         self.meters = {split: Meter() for split in ("train", "dev", "train_eval", "test")}
-        self.noise: dict[str, NoiseStreams] = {}
+        self.noise: dict[str, RepeatedNoise] = {}
         self.grad_norms: list[Tensor] = []
         self.last_finite = (math.nan, -1)  # loss, step
+        self.seeds: dict[tuple[int, int], int] = {}  # by (step, batch of the epoch)
         self.look = False  # whether this step's gradient norm is taken
         self.late = LateWatch()
 
@@ -159,7 +174,9 @@ class LitVAE(LightningModule):
     def _evaluate(self, split: str, x: Tensor, batch_idx: int) -> None:
         if batch_idx == 0:
             self.meters[split] = Meter()
-            self.noise[split] = NoiseStreams(derive(self.seed, f"evaluation {split}"))
+            if split not in self.noise:
+                self.noise[split] = RepeatedNoise(derive(self.seed, f"evaluation {split}"), self.device)
+            self.noise[split].start()
         with fixed_noise(self.noise[split]):
             self.meters[split].add(self.objective(self.vae, x, self.global_step))
 
@@ -169,8 +186,8 @@ class LitVAE(LightningModule):
         self._require_finite_dev()
         metrics = self.means("dev") | {"train_eval/loss": self.means("train_eval")["train_eval/loss"]}
         train = self.meters["train"]
-        if train.sums is not None:
-            train.sums = self._over_ranks(train.sums)
+        if train.totals is not None:
+            train.totals = self._over_ranks(train.totals)
             metrics |= self.means("train") | {"lr": self._lr()}
         if self.grad_norms:
             metrics["train/grad_norm"] = torch.stack(self.grad_norms).mean().item()
@@ -193,11 +210,18 @@ class LitVAE(LightningModule):
             self.grad_norms.append(torch.nn.utils.get_total_norm(gradients).detach())
 
     def _seed_step(self, step: int, batch_idx: int) -> None:
-        seed = derive(self.seed, "step", self.global_rank, step, batch_idx)
+        seed = self._step_seed(step, batch_idx)
         # not torch.manual_seed, which formats a stack trace for every accelerator that is not there
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
+
+    def _step_seed(self, step: int, batch_idx: int) -> int:
+        """Found for many steps at once, since NumPy takes three times as long in the midst of a step."""
+        if (step, batch_idx) not in self.seeds:
+            ahead = ((step + i, batch_idx + i) for i in range(SEEDS_AHEAD))
+            self.seeds = {place: derive(self.seed, "step", self.global_rank, *place) for place in ahead}
+        return self.seeds[step, batch_idx]
 
     def _shared_noise(self, step: int, batch_idx: int) -> AbstractContextManager[None]:
         """Several processes draw z and x for the images that they share as one process would: dropout is their own."""
@@ -212,10 +236,11 @@ class LitVAE(LightningModule):
             self.late.add(terms, step)
             if step % GRAD_NORM_EVERY == 0:
                 self.check_finite()
-        elif terms.loss.detach().isfinite():
-            self.last_finite = (terms.loss.item(), step)
-        else:
+            return
+        loss = terms.loss.item()
+        if not math.isfinite(loss):
             raise RunFailed(self._divergence(terms, step))
+        self.last_finite = (loss, step)
 
     def _require_finite_dev(self) -> None:
         """The last step of an epoch may have broken the weights behind a finite loss: no checkpoint may hold them."""
@@ -266,7 +291,7 @@ class LitVAE(LightningModule):
                 f"optimizer.lr={self._lr():g} or set trainer.gradient_clip_val=1; the last good checkpoint is kept"
             )
         train = self.meters["train"]
-        sums = None if train.sums is None else self._over_ranks(train.sums)
+        sums = None if train.totals is None else self._over_ranks(train.totals)
         checkpoint["vae"] = {
             "format": 1,
             "settings": self.settings,
@@ -284,7 +309,7 @@ class LitVAE(LightningModule):
         state = checkpoint["vae"]
         train = self.meters["train"] = Meter()
         if state["sums"] is not None:  # all ranks' sums, which rank 0 alone goes on with
-            train.sums = state["sums"].to(self.device) * (self.global_rank == 0)
+            train.totals = state["sums"].to(self.device) * (self.global_rank == 0)
         train.beta = state["beta"]
         self.grad_norms = [g.to(self.device) for g in state["grad_norms"]]
         self.last_finite = tuple(state["last_finite"])

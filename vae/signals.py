@@ -90,7 +90,7 @@ class GracefulStop(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if resumable(trainer, batch_idx):
+        if (self._asked or trainer.world_size > 1) and resumable(trainer, batch_idx):
             self._boundary(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -105,10 +105,14 @@ class GracefulStop(Checkpoint):
         if isinstance(exception, Stopped) and trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGTERM)  # ranks that this process started and nobody told
 
+    @property
+    def _asked(self) -> bool:
+        return self._stop is not None or self._requeue
+
     def _boundary(self, trainer: Trainer) -> None:
         """Saves, requeues and stops if any rank was asked to; every rank must come by."""
         anywhere = trainer.strategy.reduce_boolean_decision
-        if not anywhere(self._stop is not None or self._requeue, all=False):
+        if not anywhere(self._asked, all=False):
             return
         self.save(trainer)
         if anywhere(self._requeue, all=False):
