@@ -14,6 +14,7 @@ from vae.networks import (
     ACTIVATIONS,
     ConvDecoder,
     ConvEncoder,
+    Dropout,
     MLPDecoder,
     MLPEncoder,
     Shape,
@@ -252,6 +253,24 @@ def test_dropout_keeps_the_expectation_and_drops_its_share() -> None:
     share = (hidden[alive] == 0).double().mean().item()
     assert share == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / alive.sum().item()))
     torch.testing.assert_close(hidden[hidden > 0], kept[hidden > 0] / 0.7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_dropout_drops_a_share_finer_than_half_precision(dtype: torch.dtype) -> None:
+    """Uniform numbers of bfloat16 are multiples of 1/256: one below 0.002 would come twice as often."""
+    module, count = Dropout(0.002), 10**6
+    dropped = module(torch.ones(count, dtype=dtype)) == 0
+    assert dropped.double().mean().item() == pytest.approx(0.002, abs=5 * math.sqrt(0.002 / count))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.25, 1.0])
+def test_dropout_has_torchs_gradient(p: float) -> None:
+    x = torch.rand(50, 40).add_(1).requires_grad_()
+    out = Dropout(p)(x)
+    out.sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, out.detach() / x.detach())  # 0 or 1 / (1 - p)
+    torch.testing.assert_close(out[out > 0], x[out > 0] / (1 - p))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

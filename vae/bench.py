@@ -1,6 +1,6 @@
 """`vae bench`: training through train.py's own path, beside a bare PyTorch loop and the usual Lightning recipe.
 
-All parts run in one process and take turns, epoch by epoch, so that a machine's moods fall on each alike.
+All parts run in one process and take turns, every few steps, so that a machine's moods fall on each alike.
 """
 
 import json
@@ -29,13 +29,14 @@ from vae.distributions import fixed_noise
 
 Settings = dict[str, Any]
 Seconds = dict[str, list[float]]
+TURN = 20  # steps
 MATRIX = 2048
 SAMPLES, EVALUATED = 500, 40  # importance samples, images
 LAYERS = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
 # What the profiler's names of operations say; what is none of these goes through memory element by element.
 KINDS = {
     "arithmetic": ("mm", "conv"),
-    "random numbers": ("normal", "bernoulli", "dropout", "random", "randperm"),
+    "random numbers": ("normal", "uniform", "bernoulli", "dropout", "random", "randperm"),
     "optimizer": ("adam", "sgd", "foreach", "Optimizer"),
     "moving data": ("copy", "index", "cat", "fill", "zero", "to"),
 }
@@ -48,7 +49,7 @@ class Bare:
         lit = runs.build_model(s, data)
         self.device = device
         self.vae, self.objective = lit.vae.to(device).train(), lit.objective
-        self.images = data.train.images.to(device)
+        self.images, self.count = data.train.images.to(device), len(data.train)  # more than there are under data.repeat
         self.held_out = [split.images.to(device) for split in (data.dev, data.train_eval)]
         self.dynamic = data.binarize == "dynamic"
         self.size, self.eval_size = data.batch_size, data.eval_batch_size
@@ -56,9 +57,10 @@ class Bare:
         self.half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(s["trainer"]["precision"])
 
     def batches(self) -> Iterator[Tensor]:
-        order = torch.randperm(len(self.images), device=self.device)
+        order = torch.randperm(self.count, device=self.device)
+        order = order % len(self.images) if self.count > len(self.images) else order
         for rows in order.split(self.size):
-            x = as_floats(self.images[rows])
+            x = as_floats(self.images.index_select(0, rows))
             yield torch.bernoulli(x) if self.dynamic else x
 
     def step(self, x: Tensor, step: int) -> None:
@@ -68,9 +70,11 @@ class Bare:
         loss.backward()
         self.optimizer.step()
 
-    def epoch(self, steps: int) -> None:
-        for step, x in zip(range(steps), self.batches(), strict=False):
+    def epoch(self) -> Iterator[None]:
+        """An epoch, a step for each `next`."""
+        for step, x in enumerate(self.batches()):
             self.step(x, step)
+            yield
 
     @torch.no_grad()
     def validate(self) -> None:
@@ -81,14 +85,11 @@ class Bare:
                 self.objective(self.vae, as_floats(rows), 0)
         self.vae.train()
 
-    @torch.no_grad()
-    def forward(self, steps: int) -> None:
-        for step, x in zip(range(steps), self.batches(), strict=False):
-            self.objective(self.vae, x, step)
-
-    def gather(self, steps: int) -> None:
-        for _ in zip(range(steps), self.batches(), strict=False):
-            pass
+    def forward(self) -> Iterator[None]:
+        for step, x in enumerate(self.batches()):
+            with torch.no_grad():
+                self.objective(self.vae, x, step)
+            yield
 
     def flops(self) -> int:
         """Of one step, forward and backward, as torch counts its matrix products and convolutions."""
@@ -101,7 +102,7 @@ class Bare:
         """Where a step's time goes, by the kind of operation; Python's own share is not in it."""
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it says at length that a machine has no GPU
         with torch.autograd.profiler.profile(use_cpu=True) as profile:
-            self.epoch(steps)
+            timed(self.epoch(), steps)
         spent = dict.fromkeys([*KINDS, "elementwise"], 0.0)
         for event in profile.key_averages():
             name = event.key.split("::")[-1]
@@ -147,29 +148,42 @@ class OneByOne(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
 
 class Stopwatch(Callback):
-    """Seconds of an epoch: its training steps alone, and all of it with validation, log, figures and checkpoints."""
+    """Seconds of each epoch: its training steps alone, and all of it with validation, log, figures and checkpoints.
 
-    def __init__(self, others: Callable[[], None] | None = None) -> None:
+    After every few steps the clock stands still for `others(steps)`, and at the end of the epoch for `after()`.
+    """
+
+    def __init__(self, others: Callable[[int], None] | None = None, after: Callable[[], None] | None = None) -> None:
         self.steps: list[float] = []
         self.whole: list[float] = []
-        self.others = others
-        self.since = 0.0
+        self.others, self.after = others, after
+        self.since = self.spent = 0.0
+        self.done = 0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.steps:  # the epoch before ends here, its checkpoint written
-            self.whole.append(elapsed(self.since))
-            if self.others is not None:
-                self.others()
+            self._close()
+        self.spent, self.done = 0.0, 0
         self.since = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.done += 1
+        if self.done == TURN or trainer.is_last_batch:
+            self.spent += elapsed(self.since)
+            if self.others is not None:
+                self.others(self.done)
+            self.done = 0
+            self.since = time.perf_counter()
         if trainer.is_last_batch:
-            self.steps.append(elapsed(self.since))
+            self.steps.append(self.spent)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.whole.append(elapsed(self.since))
-        if self.others is not None:
-            self.others()
+        self._close()
+
+    def _close(self) -> None:
+        self.whole.append(self.spent + elapsed(self.since))
+        if self.after is not None:
+            self.after()
 
 
 def elapsed(since: float) -> float:
@@ -179,9 +193,14 @@ def elapsed(since: float) -> float:
     return time.perf_counter() - since
 
 
-def timed(work: Callable[[], Any]) -> float:
+def timed(work: Callable[[], Any] | Iterator[Any], steps: int = 0) -> float:
+    """Seconds of one call, or of the next `steps` of an iterator."""
     start = time.perf_counter()
-    work()
+    if isinstance(work, Iterator):
+        for _ in zip(range(steps), work, strict=False):
+            pass
+    else:
+        work()
     return elapsed(start)
 
 
@@ -204,7 +223,7 @@ def usual_epoch(s: Settings, data: ImageDataModule, workers: int, steps: int) ->
 
 
 class Turns:
-    """All parts of the measurement, each taking its turn after an epoch of train.py."""
+    """All parts of the measurement, each taking its turn after some steps of train.py, or after an epoch of it."""
 
     def __init__(self, s: Settings, turns: int, usual: bool) -> None:
         self.s, self.turns, self.usual = s, turns, usual
@@ -223,26 +242,34 @@ class Turns:
     def images(self) -> int:
         return min(len(self.data.train), self.steps * self.data.batch_size)
 
-    def add(self, name: str, seconds: float) -> None:
-        self.seconds.setdefault(name, []).append(seconds)
+    def start(self) -> None:
+        """Each part's next epoch, none of it done."""
+        bare = self.bare
+        self.parts = {"data": bare.batches(), "forward": bare.forward(), "bare": bare.epoch()}
+        self.spent = dict.fromkeys(self.parts, 0.0)
 
-    def others(self) -> None:
-        if self.first:  # train.py's first epoch warms up, and so does this
-            self.bare.epoch(min(self.steps, 20))
+    def others(self, steps: int) -> None:
+        for name, part in self.parts.items():
+            self.spent[name] += timed(part, steps)
+
+    def after(self) -> None:
+        spent, self.spent = self.spent, {}
+        spent["bare, validated"] = spent["bare"] + timed(self.bare.validate)
+        self.start()
+        if self.first:  # it warmed up
             self.first = False
             return
-        self.add("data", timed(lambda: self.bare.gather(self.steps)))
-        self.add("forward", timed(lambda: self.bare.forward(self.steps)))
-        self.add("bare", timed(lambda: self.bare.epoch(self.steps)))
-        self.add("bare, validated", self.seconds["bare"][-1] + timed(self.bare.validate))
         for workers in (0, 2) if self.usual else ():
-            self.add(f"usual, {workers} workers", usual_epoch(self.s, self.data, workers, self.steps))
+            spent[f"usual, {workers} workers"] = usual_epoch(self.s, self.data, workers, self.steps)
+        for name, seconds in spent.items():
+            self.seconds.setdefault(name, []).append(seconds)
 
     def run(self) -> Seconds:
         """Seconds of an epoch of every part, one value a turn."""
         s = self.s | {"trainer": self.s["trainer"] | {"enable_progress_bar": True}}
-        watch = Stopwatch(self.others)
+        watch = Stopwatch(self.others, self.after)
         lit = runs.build_model(s, self.data)
+        self.start()
         with tempfile.TemporaryDirectory() as folder:
             run = runs.Run(Path(folder) / "run", s)
             with run.opened(), runs.training(run, lit, self.data) as (trainer, _):

@@ -212,6 +212,10 @@ class QuietBar(TQDMProgressBar):
     def __init__(self) -> None:
         super().__init__(refresh_rate=25, leave=False)
 
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:
+        if (rest[-1] + 1) % self.refresh_rate == 0 or trainer.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, *rest)
+
     def init_validation_tqdm(self) -> Any:
         bar = super().init_validation_tqdm()
         bar.disable = True

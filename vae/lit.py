@@ -135,8 +135,8 @@ class LitVAE(LightningModule):
         self.late = LateWatch()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Lightning notes the hook it is in forty times a step: a string needs none of nn.Module's questions."""
-        if name == "_current_fx_name":
+        """Notes are made in every step, and what is no tensor or module needs none of nn.Module's questions."""
+        if isinstance(value, (str, bool, tuple)):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)

@@ -1,7 +1,7 @@
 """A training step without what Lightning's loop spends on asking who wants to be called in it."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -51,15 +51,17 @@ class StepLoop(_TrainingEpochLoop):
         super().on_run_start(data_fetcher)
         trainer = self.trainer
         self.plain = is_plain(trainer)
-        self.optimizer = trainer.optimizers[0]
+        self.lit: Any = trainer.lightning_module
+        self.optimizer, self.device = trainer.optimizers[0], trainer.strategy.root_device
+        precision = trainer.precision_plugin
+        self.context = nullcontext if type(precision) is Precision else precision.train_step_context
         self.batch_start, self.batch_end = self._hooks("on_train_batch_start"), self._hooks("on_train_batch_end")
         hooks: Any = trainer._data_connector._datahook_selector
         self.after_transfer = hooks.get_instance("on_after_batch_transfer").on_after_batch_transfer
-        lit = trainer.lightning_module
-        self.in_a_step = {hook: getattr(lit, hook) for hook in IN_A_STEP if fills(lit, hook)}
+        self.in_a_step = {hook: getattr(self.lit, hook) for hook in IN_A_STEP if fills(self.lit, hook)}
 
     def _hooks(self, name: str) -> list[Callable[..., Any]]:
-        trainer, lit = self.trainer, self.trainer.lightning_module
+        trainer, lit = self.trainer, self.lit
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets the list
         filled: list[Callable[..., Any]] = [
             partial(getattr(c, name), trainer, lit) for c in callbacks if fills(c, name)
@@ -92,16 +94,14 @@ class StepLoop(_TrainingEpochLoop):
             connector.update_train_step_metrics()
 
     def _on_device(self, batch: Batch) -> Batch:
-        images, labels = (tensor.to(self.trainer.strategy.root_device, non_blocking=True) for tensor in batch)
+        images, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
         return self.after_transfer((images, labels), 0)
 
     def _step(self, batch: Batch, batch_idx: int) -> Tensor:
-        trainer, progress = self.trainer, self.automatic_optimization.optim_progress.optimizer
-        lit: Any = trainer.lightning_module
+        lit, progress = self.lit, self.automatic_optimization.optim_progress.optimizer
         progress.step.increment_ready()
         lit._current_fx_name = "training_step"  # `self.log` wants to know
-        context: AbstractContextManager[None] = trainer.precision_plugin.train_step_context()
-        with context:
+        with self.context():
             loss = lit.training_step(batch, batch_idx)
         progress.zero_grad.increment_ready()
         self._filled("on_before_zero_grad", self.optimizer)
@@ -112,8 +112,8 @@ class StepLoop(_TrainingEpochLoop):
         loss.backward()
         self._filled("on_after_backward")
         self._filled("on_before_optimizer_step", self.optimizer)
-        if trainer.gradient_clip_val is not None:
-            lit.configure_gradient_clipping(self.optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
+        if (value := self.trainer.gradient_clip_val) is not None:
+            lit.configure_gradient_clipping(self.optimizer, value, self.trainer.gradient_clip_algorithm)
         self.optimizer.step()
         progress.step.increment_completed()
         lit._current_fx_name = None

@@ -22,12 +22,26 @@ POOLS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
 Shape = tuple[int, int, int]
 
 
+class Dropout(nn.Dropout):
+    """Each feature is kept with probability 1 - p and divided by it (Srivastava et al. 2014, inverted).
+
+    On a CPU the mask comes from uniform numbers, in half the time of torch's Bernoulli ones.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or x.device.type != "cpu" or self.p == 1:
+            return super().forward(x)
+        # float32 under bf16 too, whose uniform numbers are multiples of 1/256
+        mask = torch.rand(x.shape, dtype=torch.float32, device=x.device).ge_(self.p).div_(1 - self.p)
+        return x * mask.to(x.dtype)
+
+
 def mlp(widths: Sequence[int], activation: str, dropout: float) -> nn.Sequential:
     """Linear, activation, dropout for every step from one width to the next."""
     layers: list[nn.Module] = []
     for wide, narrow in pairwise(widths):
         layers += [nn.Linear(wide, narrow), ACTIVATIONS[activation]()]
-        layers += [nn.Dropout(dropout)] if dropout else []
+        layers += [Dropout(dropout)] if dropout else []
     return nn.Sequential(*layers)
 
 
