@@ -16,6 +16,9 @@ def run(cfg: DictConfig) -> float:
     from vae import runs  # imports torch and lightning: seconds, which a mistyped key need not wait for
     from vae.lit import LitVAE
 
+    if not gc.isenabled():  # `main` turned it off; what was imported is never looked through again
+        gc.freeze()
+        gc.enable()
     one = runs.Run(command.directory_of(cfg), s)
     one.check()
     if one.finished:
@@ -36,7 +39,7 @@ def main() -> Any:
     sys.argv[1:] = command.placed(sys.argv[1:])
     if command.answered(sys.argv[1:]):
         return None
-    gc.disable()  # until training: the imports make a million objects and no garbage, which takes a second to see
+    gc.disable()  # the imports make a million objects and no garbage, which takes a second to see
     try:
         return job()
     finally:

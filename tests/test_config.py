@@ -496,6 +496,7 @@ REFUSED = {  # arguments: the key and value that the line names, and what it say
     "likelihood=gaussian likelihood.sigma=0": ("likelihood.sigma=0", "shared, pixel, optimal"),
     "callbacks.monitor=dev/elbo": ("callbacks.monitor=dev/elbo", "likelihood=gaussian"),
     "optimizer=sgd optimizer.momentum=0": ("optimizer.nesterov=true", "optimizer.momentum=0.9"),
+    "trainer.precision=16-mixed trainer.gradient_clip_val=1": ("trainer.gradient_clip_val=1", "optimizer.fused=false"),
     "evaluation.generated=3": ("evaluation.generated=3", "at least 10"),
     "model=conv model.encoder.channels=[]": ("model.encoder.channels=[]", "not empty"),
     "-m latent_dim=2,0,3": ("latent_dim=0", "of at least 1"),

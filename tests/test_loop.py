@@ -1,6 +1,9 @@
 """The short way through a step: to the bit what Lightning's own loop does, in its order, with its counts."""
 
+import os
+import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +11,12 @@ import pytest
 import torch
 from conftest import SMALL, settings_of
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
 from vae import runs
+from vae.callbacks import History
+from vae.errors import Stopped
 from vae.lit import LitVAE
 from vae.loop import IN_A_STEP, StepLoop
 
@@ -47,13 +53,19 @@ def trained(
         lit, data = runs.build(s)
         run = runs.Run(folder / loop.__name__, s)
         with run.opened(), runs.training(run, lit, data) as (trainer, _):
-            trainer.callbacks.extend(more)  # type: ignore[attr-defined]  # Lightning sets the list
-            trainer.fit(lit, datamodule=data)
+            trainer.callbacks[:0] = more  # type: ignore[attr-defined]  # before those that stop and save
+            trainer.fit(lit, datamodule=data, ckpt_path=run.resume_from, weights_only=True)
     return lit, trainer
 
 
 def loop_of(trainer: Trainer) -> Any:
     return trainer.fit_loop.epoch_loop
+
+
+def rows_of(trainer: Trainer) -> list[dict[str, float]]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets the list
+    (history,) = (callback for callback in callbacks if isinstance(callback, History))
+    return history.rows
 
 
 def require_equal(ours: tuple[LitVAE, Trainer], lightnings: tuple[LitVAE, Trainer]) -> None:
@@ -63,8 +75,7 @@ def require_equal(ours: tuple[LitVAE, Trainer], lightnings: tuple[LitVAE, Traine
     torch.testing.assert_close(*states, rtol=0, atol=0)
     assert ours[1].fit_loop.state_dict() == lightnings[1].fit_loop.state_dict()
     assert ours[1].callback_metrics == lightnings[1].callback_metrics
-    rows = [trainer.callbacks[0].rows for _, trainer in (ours, lightnings)]  # type: ignore[attr-defined]  # History's
-    assert rows[0] == rows[1]
+    assert rows_of(ours[1]) == rows_of(lightnings[1])
 
 
 @pytest.mark.parametrize(
@@ -72,6 +83,7 @@ def require_equal(ours: tuple[LitVAE, Trainer], lightnings: tuple[LitVAE, Traine
     [
         (),
         ("trainer.gradient_clip_val=0.5",),
+        ("trainer.gradient_clip_val=0.5", "trainer.precision=bf16-mixed"),
         ("scheduler=one_cycle",),
         ("scheduler=cosine",),
         ("scheduler=plateau", "scheduler.patience=0"),
@@ -87,6 +99,23 @@ def test_a_plain_run_is_lightnings_to_the_bit(overrides: tuple[str, ...], tmp_pa
     require_equal(ours, trained(tmp_path, _TrainingEpochLoop, *overrides))
 
 
+class Clipping(LitVAE):
+    """In a way of its own, and whatever `trainer.gradient_clip_val` is."""
+
+    def configure_gradient_clipping(self, *arguments: Any, **more: Any) -> None:
+        for p in self.parameters():
+            if p.grad is not None:
+                p.grad.clamp_(-1e-3, 1e-3)
+
+
+def test_a_modules_own_clipping_is_called(tmp_path: Path) -> None:
+    ours = trained(tmp_path, StepLoop, "optimizer=sgd", kind=Clipping)
+    assert loop_of(ours[1]).plain
+    require_equal(ours, trained(tmp_path, _TrainingEpochLoop, "optimizer=sgd", kind=Clipping))
+    free, _ = trained(tmp_path / "free", StepLoop, "optimizer=sgd")
+    assert any(not torch.equal(a, b) for a, b in zip(ours[0].parameters(), free.parameters(), strict=True))
+
+
 def test_clipping_took_place(tmp_path: Path) -> None:
     """Else the equality above would hold for a value that clips nothing."""
     clipped, _ = trained(tmp_path / "a", StepLoop, "trainer.gradient_clip_val=0.5", "optimizer=sgd")
@@ -94,43 +123,38 @@ def test_clipping_took_place(tmp_path: Path) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(clipped.parameters(), free.parameters(), strict=True))
 
 
-class Noted:
-    """Calls of hooks, in their order, with what the counters said then."""
+def noting(base: type, hooks: tuple[str, ...], calls: list[tuple[Any, ...]]) -> type:
+    """A LitVAE or a Callback that notes each call of these hooks, with what the counters said then."""
 
-    calls: list[tuple[Any, ...]]
-
-    def note(self, who: str, hook: str, trainer: Trainer) -> None:
+    def note(self: Any, who: str, hook: str, trainer: Trainer) -> None:
         loop = loop_of(trainer)
         optimizer = loop.automatic_optimization.optim_progress.optimizer
         counts = (loop.batch_progress.state_dict(), optimizer.state_dict(), loop._batches_that_stepped)
-        self.calls.append((who, hook, str(counts)))
-
-
-def noting(base: type, hooks: tuple[str, ...], calls: list[tuple[Any, ...]]) -> type:
-    """A LitVAE or a Callback that notes each call of these hooks."""
+        calls.append((who, hook, trainer.lightning_module._current_fx_name, str(counts)))
 
     def noted(hook: str) -> Any:
-        def method(self: Any, *arguments: Any) -> None:
-            trainer = arguments[0] if isinstance(self, Callback) else self.trainer
-            Noted.note(self, base.__name__, hook, trainer)
-            if base is LitVAE:
-                getattr(LitVAE, hook)(self, *arguments)
+        def method(self: Any, *arguments: Any) -> Any:
+            note(self, base.__name__, hook, arguments[0] if isinstance(self, Callback) else self.trainer)
+            return getattr(base, hook)(self, *arguments)
 
         return method
 
-    return type(base.__name__, (base,), {**{hook: noted(hook) for hook in hooks}, "calls": calls})
+    return type(base.__name__, (base,), {**{hook: noted(hook) for hook in hooks}, "note": note})
 
 
 def test_hooks_come_in_lightnings_order_and_find_its_counts(tmp_path: Path) -> None:
     found = {}
     for loop in (StepLoop, _TrainingEpochLoop):
         calls: list[tuple[Any, ...]] = []
-        kind = noting(LitVAE, (*IN_A_STEP, "on_train_batch_end", "on_after_batch_transfer"), calls)
+        kind = noting(LitVAE, (*IN_A_STEP, "on_train_batch_end"), calls)
         watch = noting(Callback, ("on_train_batch_start", "on_train_batch_end", "on_train_epoch_end"), calls)()
-        _, trainer = trained(tmp_path, loop, kind=kind, more=[watch])
+        end = partial(watch.note, "lambda", "on_train_batch_end")
+        given = LambdaCallback(on_train_batch_end=lambda trainer, *_, end=end: end(trainer))  # not its class's hook
+        _, trainer = trained(tmp_path, loop, kind=kind, more=[watch, given])
         found[loop] = calls
         assert loop is _TrainingEpochLoop or loop_of(trainer).plain
-    assert {hook for _, hook, _ in found[StepLoop]} >= {*IN_A_STEP, "on_train_batch_start", "on_train_batch_end"}
+    assert {hook for _, hook, *_ in found[StepLoop]} >= {*IN_A_STEP, "on_train_batch_start", "on_train_batch_end"}
+    assert ("lambda", "on_train_batch_end") in {(who, hook) for who, hook, *_ in found[StepLoop]}
     assert found[StepLoop] == found[_TrainingEpochLoop]
 
 
@@ -141,10 +165,18 @@ class Logging(LitVAE):
             self.log("mine/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
         return loss
 
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        super().on_before_optimizer_step(optimizer)
+        self.log("mine/step", float(self.global_step))
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        self.log("mine/end", float(self.global_step))
+
 
 def test_what_a_step_logs_is_kept(tmp_path: Path) -> None:
     ours = trained(tmp_path, StepLoop, kind=Logging)
-    assert "mine/loss_epoch" in ours[1].callback_metrics
+    assert loop_of(ours[1]).plain
+    assert {"mine/loss_epoch", "mine/step", "mine/end"} <= ours[1].callback_metrics.keys()
     assert "mine/loss_step" in ours[1].progress_bar_metrics
     require_equal(ours, trained(tmp_path, _TrainingEpochLoop, kind=Logging))
 
@@ -181,3 +213,37 @@ def test_what_is_not_plain_is_left_to_lightning(
     require_equal(ours, trained(tmp_path, _TrainingEpochLoop, *overrides, kind=kind, more=watches[1:]))
     assert [watch.calls for watch in watches] == [STEPS * EPOCHS] * len(watches)
     assert ours[1].global_step == steps * EPOCHS
+
+
+class Signal(Callback):
+    """SIGTERM after a number of batches, as a cluster sends it."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.fit_loop.total_batch_idx + 1 == self.batch:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("batch", [2, STEPS + 3])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("scheduler=one_cycle",),  # which asks how many steps there are before the run knows where it stands
+        ("scheduler=warmup_cosine",),
+        ("scheduler=plateau", "scheduler.patience=0"),
+        ("trainer.accumulate_grad_batches=2",),
+        ("trainer.gradient_clip_val=0.5", "trainer.precision=bf16-mixed"),
+        ("data.num_workers=1", "data.binarize=dynamic", "likelihood=bernoulli"),
+    ],
+    ids=lambda overrides: ",".join(overrides) or "default",
+)
+def test_a_run_stopped_in_mid_epoch_goes_on_to_the_bit(overrides: tuple[str, ...], batch: int, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        trained(tmp_path / "a", StepLoop, *overrides, more=[Signal(batch)])
+    resumed = trained(tmp_path / "a", StepLoop, *overrides)
+    require_equal(resumed, trained(tmp_path / "b", StepLoop, *overrides))
+    norms = [row["train/grad_norm"] for row in rows_of(resumed[1])]
+    assert len(set(norms)) == EPOCHS  # each epoch's own

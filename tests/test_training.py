@@ -1,8 +1,10 @@
 """Whole runs: the same numbers twice, on from where they stand, and never into a directory of something else."""
 
+import gc
 import json
 import math
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,8 +134,10 @@ def test_dev_figures_are_those_of_the_best_epoch(undisturbed: Path) -> None:
 
 
 def test_checkpoint_of_the_best_epoch_is_kept(tmp_path: Path) -> None:
-    """By the KL, which grows as a model learns, the first epoch is best, and the table is its."""
-    result = train(*TWO_EPOCHS, "callbacks.monitor=dev/kl", "optimizer.lr=0.01", f"run_dir={tmp_path}")
+    """By the KL, which grows where beta falls, the first epoch is best, and the table is its."""
+    falling = ("objective/beta=linear", "objective.beta.start=50", "objective.beta.end=0", "objective.beta.steps=3")
+    how = ("callbacks.monitor=dev/kl", "optimizer.lr=0.03", "dropout=0")
+    result = train(*TWO_EPOCHS, *falling, *how, f"run_dir={tmp_path}")
     rows, found = last(tmp_path)["callbacks"]["History"]["rows"], numbers(tmp_path)
     assert rows[1]["dev/kl"] > rows[0]["dev/kl"]
     assert (found["best_epoch"], found["epochs"], result) == (0, 2, found["dev/kl"])
@@ -344,3 +348,26 @@ def test_events_hold_the_pictures(sweep: Path) -> None:
         assert found.Images(tag)[-1].encoded_image_string.startswith(b"\x89PNG")
     assert {"dev/elbo", "train/elbo", "dev/sigma"} <= set(found.Tags()["scalars"])
     assert (sweep / "0" / "projector_config.pbtxt").exists()
+
+
+def test_a_sweep_keeps_nothing_of_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """train.py turns the collector off for its imports and freezes those, which must hold no run."""
+    build, seen = runs.build_model, []
+
+    def watched(*arguments: Any) -> Any:
+        lit = build(*arguments)
+        seen.extend([weakref.ref(lit), weakref.ref(arguments[1])])
+        return lit
+
+    monkeypatch.setattr(runs, "build_model", watched)
+    gc.disable()
+    try:
+        for name in "ab":
+            train(*SHORT, f"run_dir={tmp_path / name}")
+            assert gc.isenabled()
+        gc.collect()
+    finally:
+        gc.unfreeze()
+        gc.enable()
+    assert len(seen) == 4
+    assert not any(one() for one in seen)

@@ -1,6 +1,7 @@
 """`vae bench`: training through train.py's own path, beside a bare PyTorch loop and the usual Lightning recipe.
 
-All parts run in one process and take turns, every few steps, so that a machine's moods fall on each alike.
+They run in one process and take turns, every few steps (validation and the usual recipe every epoch), so that a
+machine's moods fall on each alike; only start-up is measured in processes of its own.
 """
 
 import json

@@ -280,6 +280,11 @@ class SaveLast(Checkpoint):
         # Lightning forgets that training was stopped early: without this line a resumed run trains another epoch.
         trainer.should_stop = trainer.should_stop or self._stopped
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A scheduler that asks how many steps there are sets the loaders up before the loop knows where it stands, and
+        # Lightning would begin the epoch anew with the counts of its middle.
+        trainer.fit_loop._load_combined_loader_states()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

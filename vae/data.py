@@ -1,6 +1,7 @@
 """Image data: MNIST, Fashion-MNIST, KMNIST, scikit-learn's digits, in batches whose order can be resumed."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +34,7 @@ def as_floats(images: Tensor) -> Tensor:
 
 
 class Images(Dataset[Batch]):
-    """uint8 images (N, C, H, W) and int64 labels (N,), indexed by a whole batch of indices at a time.
+    """uint8 images (N, C, H, W) and int64 labels (N,), indexed by a batch of indices (B,), 0 or more, on their device.
 
     `repeat` lengthens the set without a copy, for benchmarks: index i is image i modulo N.
     """
@@ -345,6 +346,19 @@ class ImageDataModule(LightningDataModule):
     def train_once(self) -> Images:
         """All of `train`, in the form that dev and test have: what classifiers and neighbours are taken from."""
         return Images(*self._once(self.train.images, self.train.labels))
+
+    @cached_property
+    def principal(self) -> tuple[Tensor, Tensor]:
+        """Of train's P pixels in [0, 1]: the mean (P,) and, as columns, the principal axes (P, P), greatest variance
+        first; float64."""
+        count, pixels = len(self.train.images), math.prod(self.image_shape)
+        total, products = torch.zeros(pixels, dtype=torch.float64), torch.zeros(pixels, pixels, dtype=torch.float64)
+        for part in self.train.images.split(5000):  # all at once, as floats, would be the most memory that a run takes
+            x = as_floats(part).flatten(1)
+            total += x.sum(0)
+            products += x.T @ x
+        mean = total / count
+        return mean, torch.linalg.eigh(products / count - torch.outer(mean, mean)).eigenvectors.flip(1)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -135,7 +135,7 @@ class LitVAE(LightningModule):
         self.late = LateWatch()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Notes are made in every step, and what is no tensor or module needs none of nn.Module's questions."""
+        """Notes are made in every step: a string, flag or tuple needs none of nn.Module's questions."""
         if isinstance(value, (str, bool, tuple)):
             object.__setattr__(self, name, value)
         else:
@@ -161,7 +161,7 @@ class LitVAE(LightningModule):
         with self._shared_noise(step, batch_idx):
             terms = self.objective(self.vae, x, step)
         self._watch(terms, step)
-        self.look = step % GRAD_NORM_EVERY == 0 or batch_idx == 0
+        self.look = step % GRAD_NORM_EVERY == 0 or batch_idx < self._batches_a_step
         self.meters["train"].add(terms)
         return terms.loss
 
@@ -194,6 +194,9 @@ class LitVAE(LightningModule):
         self.log_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()})
         self.meters["train"], self.grad_norms = Meter(), []
 
+    def on_fit_end(self) -> None:
+        self.noise = {}  # 60 MB for the report's model, and no validation comes after
+
     def on_test_epoch_end(self) -> None:
         self.log_dict({name: torch.tensor(v, dtype=torch.float64) for name, v in self.means("test").items()})
 
@@ -209,6 +212,17 @@ class LitVAE(LightningModule):
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             self.grad_norms.append(torch.nn.utils.get_total_norm(gradients).detach())
 
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """By the norm of all gradients; Lightning refuses it for a fused optimizer, which only a scaler forbids."""
+        if gradient_clip_val is None:
+            return
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def _seed_step(self, step: int, batch_idx: int) -> None:
         seed = self._step_seed(step, batch_idx)
         # not torch.manual_seed, which formats a stack trace for every accelerator that is not there
@@ -216,10 +230,15 @@ class LitVAE(LightningModule):
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
+    @property
+    def _batches_a_step(self) -> int:
+        return 1 if self._trainer is None else self.trainer.accumulate_grad_batches
+
     def _step_seed(self, step: int, batch_idx: int) -> int:
-        """Found for many steps at once, since NumPy takes three times as long in the midst of a step."""
+        """Found for many batches at once, since NumPy takes three times as long in the midst of a step."""
         if (step, batch_idx) not in self.seeds:
-            ahead = ((step + i, batch_idx + i) for i in range(SEEDS_AHEAD))
+            each = self._batches_a_step
+            ahead = ((step + (batch_idx + i) // each - batch_idx // each, batch_idx + i) for i in range(SEEDS_AHEAD))
             self.seeds = {place: derive(self.seed, "step", self.global_rank, *place) for place in ahead}
         return self.seeds[step, batch_idx]
 
@@ -307,9 +326,11 @@ class LitVAE(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["vae"]
+        # Lightning moves the module to its device after this
+        device = self.device if self._trainer is None else self.trainer.strategy.root_device
         train = self.meters["train"] = Meter()
         if state["sums"] is not None:  # all ranks' sums, which rank 0 alone goes on with
-            train.totals = state["sums"].to(self.device) * (self.global_rank == 0)
+            train.totals = state["sums"].to(device) * (self.global_rank == 0)
         train.beta = state["beta"]
-        self.grad_norms = [g.to(self.device) for g in state["grad_norms"]]
+        self.grad_norms = [g.to(device) for g in state["grad_norms"]]
         self.last_finite = tuple(state["last_finite"])

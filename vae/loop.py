@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -15,25 +15,30 @@ from vae.data import Batch
 
 IN_A_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 OWN_WAYS = ("backward", "optimizer_step", "optimizer_zero_grad", "on_train_batch_start")
+TRANSFER = ("on_before_batch_transfer", "transfer_batch_to_device")
+Hooks = list[Callable[..., Any]]
 
 
-def fills(owner: Callback | LightningModule, hook: str) -> bool:
-    """Whether a callback or a module does something of its own in this hook."""
-    base = Callback if isinstance(owner, Callback) else LightningModule
-    return getattr(type(owner), hook) is not getattr(base, hook)
+def fills(owner: Any, hook: str) -> bool:
+    """Whether a callback or a (data) module does something of its own in this hook, by its class or on itself."""
+    base = next(kind for kind in (Callback, LightningModule, LightningDataModule) if isinstance(owner, kind))
+    return getattr(getattr(owner, hook), "__func__", None) is not getattr(base, hook)
 
 
 def is_plain(trainer: Trainer) -> bool:
     """One process, float32 or bf16, each batch a step of its own, and nobody who does one of its parts otherwise."""
-    lit, precision = trainer.lightning_module, trainer.precision_plugin
+    lit, data, precision = trainer.lightning_module, trainer.datamodule, trainer.precision_plugin  # type: ignore[attr-defined]  # Lightning sets it
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # the same
     return (
-        type(trainer.strategy) is SingleDeviceStrategy
+        data is not None
+        and type(trainer.strategy) is SingleDeviceStrategy
         and type(precision) in (Precision, MixedPrecision)
         and getattr(precision, "scaler", None) is None
         and lit.automatic_optimization
         and trainer.accumulate_grad_batches == 1
         and not any(fills(lit, hook) for hook in OWN_WAYS)
-        and not any(fills(callback, hook) for callback in trainer.callbacks for hook in IN_A_STEP)  # type: ignore[attr-defined]  # Lightning sets the list
+        and not any(fills(owner, hook) for owner in (lit, data) for hook in TRANSFER)
+        and not any(fills(callback, hook) for callback in callbacks for hook in IN_A_STEP)
     )
 
 
@@ -42,7 +47,9 @@ class StepLoop(_TrainingEpochLoop):
 
     Sixty questions a step, a closure in a closure and a profiler around each take one to two milliseconds, a seventh of
     the report's model's step. Hooks that somebody fills are called in Lightning's order, and all that its checkpoints
-    count is counted as it counts; what is not plain, and the step after a restart, is left to it.
+    count is counted as it counts; what is not plain, and the step after a restart, is left to it. A plain step asks for
+    a DataModule whose batches are pairs, a `training_step` that returns the loss () and an optimizer without a closure;
+    no profiler is called.
     """
 
     plain = False
@@ -55,18 +62,21 @@ class StepLoop(_TrainingEpochLoop):
         self.optimizer, self.device = trainer.optimizers[0], trainer.strategy.root_device
         precision = trainer.precision_plugin
         self.context = nullcontext if type(precision) is Precision else precision.train_step_context
-        self.batch_start, self.batch_end = self._hooks("on_train_batch_start"), self._hooks("on_train_batch_end")
-        hooks: Any = trainer._data_connector._datahook_selector
-        self.after_transfer = hooks.get_instance("on_after_batch_transfer").on_after_batch_transfer
-        self.in_a_step = {hook: getattr(self.lit, hook) for hook in IN_A_STEP if fills(self.lit, hook)}
+        selector: Any = trainer._data_connector._datahook_selector
+        self.after_transfer = selector.get_instance("on_after_batch_transfer").on_after_batch_transfer
+        self.hooks = {name: self._hooks(name) for name in ("on_train_batch_start", "on_train_batch_end", *IN_A_STEP)}
 
-    def _hooks(self, name: str) -> list[Callable[..., Any]]:
-        trainer, lit = self.trainer, self.lit
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets the list
-        filled: list[Callable[..., Any]] = [
-            partial(getattr(c, name), trainer, lit) for c in callbacks if fills(c, name)
-        ]
-        return [*filled, getattr(lit, name)] if fills(lit, name) else filled
+    def _hooks(self, name: str) -> Hooks:
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets the list
+        filled: Hooks = [partial(getattr(c, name), self.trainer, self.lit) for c in callbacks if fills(c, name)]
+        return [*filled, getattr(self.lit, name)] if fills(self.lit, name) else filled
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        if hooks := self.hooks[name]:
+            before, self.lit._current_fx_name = self.lit._current_fx_name, name  # for `self.log`
+            for hook in hooks:
+                hook(*arguments)
+            self.lit._current_fx_name = before
 
     def advance(self, data_fetcher: Any) -> None:
         if self.restarting or not self.plain:
@@ -79,14 +89,12 @@ class StepLoop(_TrainingEpochLoop):
         batch = self._on_device(batch)
         progress.increment_ready()
         connector.on_batch_start(batch)
-        for hook in self.batch_start:
-            hook(batch, batch_idx)
+        self._call("on_train_batch_start", batch, batch_idx)
         progress.increment_started()
         loss = self._step(batch, batch_idx)
         progress.increment_processed()
         self._schedule()
-        for hook in self.batch_end:
-            hook({"loss": loss}, batch, batch_idx)
+        self._call("on_train_batch_end", {"loss": loss}, batch, batch_idx)
         if self._results:  # of `self.log`
             connector.on_batch_end()
         progress.increment_completed()
@@ -94,34 +102,32 @@ class StepLoop(_TrainingEpochLoop):
             connector.update_train_step_metrics()
 
     def _on_device(self, batch: Batch) -> Batch:
-        images, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
-        return self.after_transfer((images, labels), 0)
+        if self.device.type != "cpu":
+            images, labels = (tensor.to(self.device, non_blocking=self.device.type == "cuda") for tensor in batch)
+            batch = images, labels
+        return self.after_transfer(batch, 0)
 
     def _step(self, batch: Batch, batch_idx: int) -> Tensor:
         lit, progress = self.lit, self.automatic_optimization.optim_progress.optimizer
         progress.step.increment_ready()
-        lit._current_fx_name = "training_step"  # `self.log` wants to know
+        lit._current_fx_name = "training_step"
         with self.context():
             loss = lit.training_step(batch, batch_idx)
         progress.zero_grad.increment_ready()
-        self._filled("on_before_zero_grad", self.optimizer)
+        self._call("on_before_zero_grad", self.optimizer)
         progress.zero_grad.increment_started()
         self.optimizer.zero_grad()
         progress.zero_grad.increment_completed()
-        self._filled("on_before_backward", loss)
+        self._call("on_before_backward", loss)
         loss.backward()
-        self._filled("on_after_backward")
-        self._filled("on_before_optimizer_step", self.optimizer)
-        if (value := self.trainer.gradient_clip_val) is not None:
-            lit.configure_gradient_clipping(self.optimizer, value, self.trainer.gradient_clip_algorithm)
+        self._call("on_after_backward")
+        self._call("on_before_optimizer_step", self.optimizer)
+        trainer = self.trainer
+        lit.configure_gradient_clipping(self.optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
         self.optimizer.step()
-        progress.step.increment_completed()
         lit._current_fx_name = None
+        progress.step.increment_completed()
         return loss.detach()
-
-    def _filled(self, hook: str, *arguments: Any) -> None:
-        if hook in self.in_a_step:
-            self.in_a_step[hook](*arguments)
 
     def _schedule(self) -> None:
         """By the step, and at the end of the epoch, but for the plateau's, which waits for validation."""

@@ -32,8 +32,8 @@ class Dropout(nn.Dropout):
         if not self.training or x.device.type != "cpu" or self.p == 1:
             return super().forward(x)
         # float32 under bf16 too, whose uniform numbers are multiples of 1/256
-        mask = torch.rand(x.shape, dtype=torch.float32, device=x.device).ge_(self.p).div_(1 - self.p)
-        return x * mask.to(x.dtype)
+        mask = torch.rand(x.shape, dtype=torch.float32, device=x.device).ge_(self.p)
+        return x * mask.to(x.dtype).div_(1 - self.p)
 
 
 def mlp(widths: Sequence[int], activation: str, dropout: float) -> nn.Sequential:

@@ -1,6 +1,5 @@
 """A run directory and what is built from its configuration: the one way in, for training, commands and notebooks."""
 
-import gc
 import json
 import logging
 import os
@@ -438,9 +437,6 @@ def training(run: Run, lit: LitVAE, data: ImageDataModule) -> Iterator[tuple[Tra
     checkpoints.writable(run.checkpoint_directory, 2 * state if start is None else state)  # best and last, or one anew
     history, last = History(), SaveLast(run.checkpoint_directory, s["callbacks"]["checkpoint_minutes"])
     pictures = Pictures(s["callbacks"]["figures_every"], s["seed"], caption(s), lambda: anchors(s, data))
-    if not gc.isenabled():  # train.py's start: what was imported is never looked through again
-        gc.freeze()
-        gc.enable()
     with GracefulStop(last.save) as stop:
         yield trainer_of(run, history, pictures, stop, last), history
 
@@ -461,15 +457,15 @@ def anchors(s: Settings, data: ImageDataModule) -> dict[str, float]:
     """What trivial models leave of dev's squared error: the mean training image, and PCA with as many components."""
     if "SquaredError" not in s["likelihood"]["_target_"]:
         return {}
-    train, dev = (as_floats(split.images).flatten(1) for split in (data.train, data.dev))
-    mean = train.mean(0)
-    centred = dev - mean
-    covariance = (train.T @ train) / len(train) - torch.outer(mean, mean)
-    _, axes = torch.linalg.eigh(covariance.double())
-    lines = {"mean image": centred.square().sum(1).mean().item()}
+    mean, axes = data.principal
     wanted = [n for n in sorted({2, 4, 8, 16, 32, s["latent_dim"]}) if n < axes.shape[1]]
-    kept = (centred.double() @ axes.flip(1)[:, : wanted[-1]]).square().mean(0).cumsum(0)  # by the first 1, 2, ...
-    return lines | {f"PCA {n}": lines["mean image"] - kept[n - 1].item() for n in wanted}
+    whole, kept = torch.zeros((), dtype=torch.float64), torch.zeros(wanted[-1], dtype=torch.float64)
+    for part in data.dev.images.split(1000):
+        centred = as_floats(part).flatten(1).double() - mean
+        whole += centred.square().sum() / len(data.dev)
+        kept += (centred @ axes[:, : wanted[-1]]).square().sum(0) / len(data.dev)
+    by_first = kept.cumsum(0).tolist()
+    return {"mean image": whole.item()} | {f"PCA {n}": whole.item() - by_first[n - 1] for n in wanted}
 
 
 def provenance(s: Settings, data: ImageDataModule, device: torch.device) -> dict[str, Any]:

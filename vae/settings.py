@@ -285,8 +285,18 @@ def _check_together(s: dict[str, Any]) -> None:
             f"evaluation.generated={s['evaluation']['generated']}: evaluation.features=true needs at least 10 samples; "
             "for example evaluation.generated=10000, or evaluation.features=false"
         )
+    _check_clipping(s)
     _check_sgd(s["optimizer"])
     _check_one_cycle(s["scheduler"], s["trainer"]["max_epochs"])
+
+
+def _check_clipping(s: dict[str, Any]) -> None:
+    value = s["trainer"]["gradient_clip_val"]
+    if value is not None and s["trainer"]["precision"] == "16-mixed" and s["optimizer"].get("fused"):
+        raise InputError(
+            f"trainer.gradient_clip_val={value}: under trainer.precision=16-mixed a fused optimizer takes the loss's "
+            "scale off within its step, after clipping; take optimizer.fused=false or trainer.precision=bf16-mixed"
+        )
 
 
 def _check_one_cycle(scheduler: dict[str, Any], max_epochs: int) -> None:
