@@ -73,12 +73,9 @@ class Posteriors:
 
 @torch.inference_mode()
 def posteriors(vae: VAE, images: Tensor) -> Posteriors:
-    mu, kl = [], []
-    for x in _chunks(vae, images, 1000):
-        q = vae.encode(x)
-        mu.append(q.mean.cpu())
-        kl.append(torch.distributions.kl_divergence(q, vae.prior).cpu())
-    return Posteriors(torch.cat(mu), torch.cat(kl))
+    each = (vae.encode(x) for x in _chunks(vae, images, 1000))
+    both = (torch.stack([q.mean, torch.distributions.kl_divergence(q, vae.prior)], 1) for q in each)  # (n, 2, D)
+    return Posteriors(*metrics.in_one(both, len(images)).unbind(1))
 
 
 @torch.inference_mode()
@@ -140,7 +137,8 @@ def prior_samples(vae: VAE, count: int, seed: int, x: str) -> Tensor:
     z = torch.from_numpy(generator.standard_normal((count, vae.latent_dim), dtype=np.float32))
     with fixed_noise(derive(seed, "generated x")), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "generated x"))
-        return torch.cat([vae.sample(part.to(vae.prior_loc), x=x).clamp(0, 1).cpu() for part in z.split(1000)])
+        drawn = (vae.sample(part.to(vae.prior_loc), x=x).clamp(0, 1) for part in z.split(1000))
+        return metrics.in_one(drawn, count)
 
 
 def sample_mode(data: ImageDataModule) -> str:

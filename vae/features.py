@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vae.errors import InputError
+from vae.metrics import in_one
 from vae.seeds import derive
 
 log = logging.getLogger(__name__)
@@ -198,9 +199,8 @@ def embed(net: FeatureNet, images: Array, batch: int = 1000) -> tuple[Tensor, Te
     Computed on the net's device; leaves the net in eval mode.
     """
     device = next(net.eval().parameters()).device
-    features = [net.features(_unit(x.to(device))) for x in _tensor(images).split(batch)]
-    predictions = [net.head(f).argmax(1) for f in features]
-    return torch.cat(features).cpu(), torch.cat(predictions).cpu()
+    features = in_one((net.features(_unit(x.to(device))) for x in _tensor(images).split(batch)), len(images))
+    return features, net.head(features.to(device)).argmax(1).cpu()
 
 
 def _unit(images: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Wrong shapes raise ValueError: they are a mistake in the calling code, not in a 
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -97,7 +98,21 @@ def _gaussian(features: Array) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.asarray(root)  # numpy's stubs take it for a pair
 
 
-def precision_recall(real: Array, fake: Array, k: int = 3, chunk: int = 500) -> tuple[float, float]:
+def in_one(parts: Iterable[Tensor], count: int) -> Tensor:
+    """Results (n, ...) of chunks in one tensor (count, ...) on the CPU.
+
+    In a list each would lie where a chunk's large tensors had been, which the next chunk's would find too small: memory
+    grew by gigabytes.
+    """
+    whole, start = torch.empty(0), 0
+    for part in parts:
+        whole = whole if start else torch.empty(count, *part.shape[1:], dtype=part.dtype)
+        whole[start : start + len(part)] = part
+        start += len(part)
+    return whole
+
+
+def precision_recall(real: Array, fake: Array, k: int = 3, chunk: int = 100) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019, eq. 1 and 2) of real (N, F) and fake (M, F).
 
     Precision: share of fake inside some real's ball; a ball reaches to the k-th nearest other of its own set.
@@ -118,8 +133,8 @@ def _radii(x: Tensor, k: int, chunk: int) -> Tensor:
     """(N, F) -> (N,): distance to the k-th nearest other row; the nearest of all is the row itself."""
     if len(x) <= k:
         raise ValueError(f"{len(x)} feature rows: the {k}-th nearest neighbour needs more than {k}")
-    nearest_first = [_distances(rows, x).topk(k + 1, largest=False).values for rows in x.split(chunk)]
-    return torch.cat(nearest_first)[:, -1]
+    nearest_first = (_distances(rows, x).topk(k + 1, largest=False).values for rows in x.split(chunk))
+    return in_one(nearest_first, len(x))[:, -1]
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """A run directory and what is built from its configuration: the one way in, for training, commands and notebooks."""
 
+import ctypes
+import gc
 import json
 import logging
 import os
@@ -7,7 +9,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -499,7 +501,19 @@ def finished(run: Run, lit: LitVAE, data: ImageDataModule, trainer: Trainer, his
     """Evaluates, draws and writes down the best checkpoint; returns the best epoch's monitored metric."""
     from vae import results  # with matplotlib, scikit-learn and TensorBoard: not before the first step
 
-    return results.finish(run, lit, data, history, trainer) if trainer.is_global_zero else 0.0
+    if not trainer.is_global_zero:
+        return 0.0
+    give_back()
+    result = results.finish(run, lit, data, history, trainer)
+    give_back()
+    return result
+
+
+def give_back() -> None:
+    """Freed memory goes back to the system: glibc keeps it, and the evaluation's would come on top of training's."""
+    gc.collect()
+    with suppress(AttributeError, OSError):  # other systems' libraries have no such call, and no such need
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def shown(run: Run) -> float:
