@@ -183,6 +183,21 @@ def test_gradient_norm_is_that_of_the_epoch(epochs: int, first: int) -> None:
     assert logged["train/grad_norm"].item() == pytest.approx(torch.stack(squares).sum().sqrt().item())
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_gradient_norm_is_without_a_scalers_scale(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fused optimizer takes the scale off in its step, after this hook; for others Lightning has, before it."""
+    lit = lit_vae()
+    monkeypatch.setattr(LitVAE, "_scaler", torch.amp.GradScaler("cpu", init_scale=8.0))
+    optimizer = torch.optim.Adam(lit.parameters(), fused=fused)
+    lit.look = True
+    for factor in (1.0, math.inf):  # an overflow, whose step a scaler leaves out
+        for p in lit.parameters():
+            p.grad = torch.full_like(p, factor * (8.0 if fused else 1.0))
+        lit.on_before_optimizer_step(optimizer)
+    (norm,) = lit.grad_norms
+    assert norm.item() == pytest.approx(math.sqrt(sum(p.numel() for p in lit.parameters())), rel=1e-5)
+
+
 # --- noise ------------------------------------------------------------------------------------------------------------
 
 

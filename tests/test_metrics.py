@@ -233,3 +233,11 @@ def test_class_histogram_counts_absent_classes_too():
     assert metrics.class_histogram(torch.tensor([2, 0, 2, 3]), 6).tolist() == [1, 0, 2, 1, 0, 0]
     with pytest.raises(ValueError, match="0 to 2 is allowed"):
         metrics.class_histogram(np.array([0, 3]), 3)
+
+
+def test_chunks_are_put_together_and_counted() -> None:
+    parts = [torch.arange(6).view(2, 3), torch.arange(3).view(1, 3)]
+    assert torch.equal(metrics.in_one(iter(parts), 3), torch.cat(parts))
+    for count in (2, 4):
+        with pytest.raises(ValueError, match=f"3 rows of {count}"):
+            metrics.in_one(iter(parts), count)

@@ -351,7 +351,7 @@ class ImageDataModule(LightningDataModule):
     def principal(self) -> tuple[Tensor, Tensor]:
         """Of train's P pixels in [0, 1]: the mean (P,) and, as columns, the principal axes (P, P), greatest variance
         first; float64."""
-        count, pixels = len(self.train.images), math.prod(self.image_shape)
+        pixels, count = math.prod(self.image_shape), len(self.train.images)  # the first one reads the data
         total, products = torch.zeros(pixels, dtype=torch.float64), torch.zeros(pixels, pixels, dtype=torch.float64)
         for part in self.train.images.split(5000):  # all at once, as floats, would be the most memory that a run takes
             x = as_floats(part).flatten(1)

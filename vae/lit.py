@@ -210,15 +210,24 @@ class LitVAE(LightningModule):
                     p.grad = torch.where(self.late.broken, 0, p.grad)
         if self.look:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            self.grad_norms.append(torch.nn.utils.get_total_norm(gradients).detach())
+            norm = torch.nn.utils.get_total_norm(gradients).detach()
+            scaler = self._scaler
+            if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+                norm = norm / scaler.get_scale()  # a fused optimizer takes the scale off in its step
+            if scaler is None or norm.isfinite():  # a step whose gradients overflowed is left out
+                self.grad_norms.append(norm)
+
+    @property
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        return None if self._trainer is None else getattr(self.trainer.precision_plugin, "scaler", None)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """By the norm of all gradients; Lightning refuses it for a fused optimizer, which only a scaler forbids."""
-        if gradient_clip_val is None:
+        """Lightning refuses a fused optimizer under bf16 too, where no scaler forbids to clip its gradients by norm."""
+        if not gradient_clip_val:
             return
-        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+        if self._scaler is None and gradient_clip_algorithm in (None, "norm"):
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)

@@ -123,7 +123,8 @@ class StepLoop(_TrainingEpochLoop):
         self._call("on_after_backward")
         self._call("on_before_optimizer_step", self.optimizer)
         trainer = self.trainer
-        lit.configure_gradient_clipping(self.optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
+        value, how = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+        lit.configure_gradient_clipping(self.optimizer, gradient_clip_val=value, gradient_clip_algorithm=how)
         self.optimizer.step()
         lit._current_fx_name = None
         progress.step.increment_completed()

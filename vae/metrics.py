@@ -99,7 +99,7 @@ def _gaussian(features: Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def in_one(parts: Iterable[Tensor], count: int) -> Tensor:
-    """Results (n, ...) of chunks in one tensor (count, ...) on the CPU.
+    """Results (n, ...) of chunks in one tensor (count, ...) on the CPU; raises ValueError if they are not as many.
 
     In a list each would lie where a chunk's large tensors had been, which the next chunk's would find too small: memory
     grew by gigabytes.
@@ -109,6 +109,8 @@ def in_one(parts: Iterable[Tensor], count: int) -> Tensor:
         whole = whole if start else torch.empty(count, *part.shape[1:], dtype=part.dtype)
         whole[start : start + len(part)] = part
         start += len(part)
+    if start != count:
+        raise ValueError(f"{start} rows of {count}")
     return whole
 
 

@@ -512,7 +512,7 @@ def finished(run: Run, lit: LitVAE, data: ImageDataModule, trainer: Trainer, his
 def give_back() -> None:
     """Freed memory goes back to the system: glibc keeps it, and the evaluation's would come on top of training's."""
     gc.collect()
-    with suppress(AttributeError, OSError):  # other systems' libraries have no such call, and no such need
+    with suppress(AttributeError, OSError, TypeError):  # other systems' libraries have no such call, and no such need
         ctypes.CDLL(None).malloc_trim(0)
 
 
