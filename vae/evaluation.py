@@ -41,16 +41,15 @@ def objective_figures(
     vae: VAE, objective: Callable[..., Terms], images: Tensor, split: str, seed: int, step: int, batch: int = 1000
 ) -> Figures:
     """The objective's terms on a split, with standard errors: training's validation again, in float32."""
-    noise = NoiseStreams(derive(seed, f"evaluation {split}"))
-    losses, log_px, kl = [], [], []
-    for x in _chunks(vae, images, batch):
+    noise, count = NoiseStreams(derive(seed, f"evaluation {split}")), len(images)
+    single, log_px = torch.empty(2, count, dtype=torch.float64)  # no lists, as in `bounds`
+    rates = torch.empty(count, vae.latent_dim, dtype=torch.float64)
+    for chunk, x in enumerate(_chunks(vae, images, batch)):
         with fixed_noise(noise):
             terms = objective(vae, x, step)
-        losses.append(terms.losses.double().cpu())
-        log_px.append(terms.log_px.double().cpu())
-        kl.append(terms.kl.double().cpu())
-    single = torch.cat(losses)  # (N,)
-    reconstruction, rates = -torch.cat(log_px), torch.cat(kl)  # (N,), (N, D)
+        place = slice(chunk * batch, chunk * batch + len(x))
+        single[place], log_px[place], rates[place] = terms.losses, terms.log_px, terms.kl
+    reconstruction = -log_px
     loss = terms.whole(reconstruction.mean(), rates.mean(0), single.mean())
     figures = {"loss": loss.item(), "beta": terms.beta}
     if not terms.free_bits:  # a floor under a mean leaves no loss of single images

@@ -155,7 +155,7 @@ class LitVAE(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        x = batch[0].to(self.dtype)  # (B, C, H, W) in [0, 1]
+        x = batch[0]  # (B, C, H, W) in [0, 1]
         step = self.global_step
         self._seed_step(step, batch_idx)
         with self._shared_noise(step, batch_idx):
@@ -166,10 +166,10 @@ class LitVAE(LightningModule):
         return terms.loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(("dev", "train_eval")[dataloader_idx], batch[0].to(self.dtype), batch_idx)
+        self._evaluate(("dev", "train_eval")[dataloader_idx], batch[0], batch_idx)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("test", batch[0].to(self.dtype), batch_idx)
+        self._evaluate("test", batch[0], batch_idx)
 
     def _evaluate(self, split: str, x: Tensor, batch_idx: int) -> None:
         if batch_idx == 0:
@@ -186,8 +186,8 @@ class LitVAE(LightningModule):
         self._require_finite_dev()
         metrics = self.means("dev") | {"train_eval/loss": self.means("train_eval")["train_eval/loss"]}
         train = self.meters["train"]
-        if train.totals is not None:
-            train.totals = self._over_ranks(train.totals)
+        if (totals := train.totals) is not None:
+            train.totals = self._over_ranks(totals)
             metrics |= self.means("train") | {"lr": self._lr()}
         if self.grad_norms:
             metrics["train/grad_norm"] = torch.stack(self.grad_norms).mean().item()
@@ -319,7 +319,8 @@ class LitVAE(LightningModule):
                 f"optimizer.lr={self._lr():g} or set trainer.gradient_clip_val=1; the last good checkpoint is kept"
             )
         train = self.meters["train"]
-        sums = None if train.totals is None else self._over_ranks(train.totals)
+        totals = train.totals
+        sums = None if totals is None else self._over_ranks(totals)
         checkpoint["vae"] = {
             "format": 1,
             "settings": self.settings,

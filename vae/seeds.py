@@ -8,12 +8,8 @@ import numpy as np
 
 def derive(seed: int, purpose: str, *counters: int) -> int:
     """A 63-bit seed that is a function of its arguments alone, on every platform and in every process."""
-    entropy: Any = [
-        seed,
-        zlib.crc32(purpose.encode()),
-        len(counters),
-        *counters,
-    ]  # NumPy pads with zeros, so the length
+    # NumPy pads with zeros, hence the length
+    entropy: Any = [seed, zlib.crc32(purpose.encode()), len(counters), *counters]
     if max(entropy) < 2**32:  # NumPy takes words as they are five times as fast as numbers of any size
         entropy = np.array(entropy, np.uint32)
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
