@@ -7,30 +7,30 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from vae import command, settings
+from vae.run import command, settings
 
 
 def run(cfg: DictConfig) -> float:
     """One run, begun or continued, to its result: the best epoch's monitored metric."""
     s = settings.check(cfg)
-    from vae import runs  # imports torch and lightning: seconds, which a mistyped key need not wait for
-    from vae.lit import LitVAE
+    # torch and lightning take seconds to import, which a mistyped key need not wait for
+    from vae.run import build, directory, process, results, table, trainer
 
     if not gc.isenabled():  # `main` turned it off; what was imported is never looked through again
         gc.freeze()
         gc.enable()
-    one = runs.Run(command.directory_of(cfg), s)
-    one.check()
-    if one.finished:
-        return runs.shown(one)
-    data = runs.build_data(s)
-    lit: LitVAE = runs.build_model(s, data)  # whose training_step calls the objective: vae/lit.py, vae/objectives.py
-    with one.opened(cfg), runs.training(one, lit, data) as (trainer, history):
-        trainer.fit(lit, datamodule=data, ckpt_path=one.resume_from, weights_only=True)
-        return runs.finished(one, lit, data, trainer, history)
+    run = directory.Run(process.directory_of(cfg), s)
+    run.check()
+    if run.finished:
+        return table.show(run)
+    data = build.build_data(s)
+    lit = build.build_model(s, data)  # whose training_step calls the objective: training/lit.py, objectives.py
+    with run.opened(cfg), trainer.training(run, lit, data) as (fitter, history):
+        fitter.fit(lit, datamodule=data, ckpt_path=run.resume_from, weights_only=True)
+        return results.finished(run, lit, data, fitter, history)
 
 
-@hydra.main(version_base="1.3", config_path=command.CONF, config_name="config")
+@hydra.main(version_base="1.3", config_path=settings.CONF, config_name="config")
 def job(cfg: DictConfig) -> float:
     return command.ended(run, cfg)
 

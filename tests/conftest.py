@@ -18,8 +18,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-import vae.data
-from vae import command, settings
+from vae.data import module
+from vae.run import settings
+from vae.run.process import log_to
+from vae.run.settings import CONF
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("data=digits", "dropout=0.3", "latent_dim=2", "model.encoder.hidden=[5]", "model.decoder.hidden=[4]")
@@ -51,13 +53,13 @@ def _undisturbed() -> Iterator[None]:
 def digits_once() -> Iterator[None]:
     """scikit-learn's digits are read and enlarged once, not for each of a hundred models."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vae.data, "_load_digits", functools.cache(vae.data._load_digits))
+        patch.setattr(module, "_load_digits", functools.cache(module._load_digits))
         yield
 
 
 @functools.cache
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
-    with initialize_config_dir(command.CONF, version_base="1.3"):
+    with initialize_config_dir(CONF, version_base="1.3"):
         return compose("config", overrides=list(overrides), return_hydra_config=True)
 
 
@@ -78,14 +80,14 @@ def train(*overrides: str) -> float:
     from train import run
 
     HydraConfig.instance().set_config(copy.deepcopy(_composed(overrides)))
-    command.log_to(None)
+    log_to(None)
     return run(composed(*overrides))
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end without their PNG files, which take five of the six seconds of a small one."""
-    monkeypatch.setattr("vae.results.draw", lambda *arguments: {})
+    monkeypatch.setattr("vae.run.results.draw", lambda *arguments: {})
 
 
 def process(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

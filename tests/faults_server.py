@@ -22,7 +22,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     import sklearn.datasets  # noqa: F401  # the rest of what a run imports comes with it
 
-    import vae.results  # noqa: F401  # with matplotlib and TensorBoard
+    import vae.run.results  # noqa: F401  # with matplotlib and TensorBoard
 
     answer("ready")
     for line in sys.stdin:

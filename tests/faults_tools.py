@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from vae.checkpoints import load
+from vae.training.checkpoints import load
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 300  # seconds that anything may take on a machine that others use too
@@ -166,7 +166,7 @@ def exact(value: Any) -> Any:
 
 def state(directory: Path, which: str) -> Any:
     """All of a checkpoint but clocks, places, and the keys on which no result depends; also Lightning's counters."""
-    from vae.runs import FREE
+    from vae.run.directory import FREE
 
     checkpoint = last(directory, which)
     del checkpoint["callbacks"]["History"]["seconds"]

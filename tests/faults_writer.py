@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from vae.checkpoints import DurableCheckpointIO, load
+from vae.training.checkpoints import DurableCheckpointIO, load
 
 BIG = 250_000  # int64: 2 MB a checkpoint
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from faults_tools import SCREEN
 
-from vae import bench, settings
-from vae.cli import arguments
+from vae.run import bench, settings
+from vae.run.cli import arguments
 
 TINY = [
     "data=digits", "latent_dim=3", "model.encoder.hidden=[7]", "model.decoder.hidden=[5]", "threads=1",
@@ -23,7 +23,7 @@ PARTS = {
 @pytest.fixture(scope="module")
 def bare() -> bench.Bare:
     s = settings.check(bench.composed(TINY))
-    return bench.Bare(s, bench.runs.build_data(s), torch.device("cpu"))
+    return bench.Bare(s, bench.build_data(s), torch.device("cpu"))
 
 
 def test_bench_prints_figures_that_fit_together(

@@ -18,15 +18,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from vae.checkpoints import (
-    DurableCheckpointIO,
-    SaveLast,
-    check_architecture,
-    load,
-    sweep_parts,
-    writable,
-)
 from vae.errors import InputError, RunFailed
+from vae.files import sweep_parts, writable
+from vae.training.checkpoints import DurableCheckpointIO, SaveLast, check_architecture, load
 
 NOWHERE = Path("/sys/vae")  # nobody can write there, not even root
 
@@ -266,7 +260,7 @@ def kill_often(path: Path) -> None:
 @pytest.mark.faults
 def test_kill_9_never_costs_the_checkpoint(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vae.data", "vae.signals"])
+    context.set_forkserver_preload(["vae.data.module", "vae.training.signals"])
     process = context.Process(target=kill_often, args=(tmp_path / "last.ckpt",))
     process.start()
     process.join()

@@ -20,10 +20,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from vae import command, runs
-from vae.checkpoints import load
 from vae.errors import InputError
-from vae.settings import RULES
+from vae.run import command
+from vae.run.directory import Run, read_settings
+from vae.run.process import directory_of, in_a_child, log_to
+from vae.run.settings import CONF, RULES
+from vae.training.checkpoints import load
 
 # --- help -------------------------------------------------------------------------------------------------------------
 
@@ -39,8 +41,8 @@ def without_torch(*arguments: str) -> str:
 
 def test_help_names_every_group_option_and_key_before_torch_is_imported() -> None:
     text = without_torch("--help")
-    for folder in [path for path in Path(command.CONF).rglob("*") if path.is_dir()]:
-        line = re.search(rf"^ *{folder.relative_to(command.CONF)} +(.*)$", text, re.MULTILINE)
+    for folder in [path for path in Path(CONF).rglob("*") if path.is_dir()]:
+        line = re.search(rf"^ *{folder.relative_to(CONF)} +(.*)$", text, re.MULTILINE)
         assert line, folder
         options = {path.stem for path in folder.glob("*.yaml")} - {"base"}
         assert set(line[1].split(", ")) == options
@@ -51,7 +53,7 @@ def test_help_names_every_group_option_and_key_before_torch_is_imported() -> Non
 
 
 def test_every_key_that_help_names_exists() -> None:
-    from vae.helptext import KEYS
+    from vae.run.helptext import KEYS
 
     named = set(re.findall(r"(?<![\w.])((?:\w+\.)+\w+)(?![\w.])", KEYS)) - {"torch.compile"}
     first = {word.rstrip(",") for line in KEYS.splitlines() for word in line.split("  ")[0].split(", ")}
@@ -166,7 +168,7 @@ def test_processes_of_one_run_are_refused_a_sweep() -> None:
     ids=str,
 )
 def test_sweep_is_taken_apart_as_by_hydra(overrides: list[str]) -> None:
-    with initialize_config_dir(command.CONF, version_base="1.3"):
+    with initialize_config_dir(CONF, version_base="1.3"):
         from hydra.core.global_hydra import GlobalHydra
 
         loader = GlobalHydra.instance().config_loader()
@@ -194,7 +196,7 @@ def test_sweep_writes_what_the_design_says(sweep: Path) -> None:
         assert [name for name in names if name.startswith("events.out.tfevents.")]
         assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
         assert {path.name for path in (run / ".hydra").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
-        s = runs.read_settings(run / "config.yaml")
+        s = read_settings(run / "config.yaml")
         assert s["latent_dim"] == latents
         assert s["model"]["encoder"]["_target_"] == f"vae.networks.{half}Encoder"
         assert load(run / "checkpoints" / "last.ckpt")["vae"]["settings"] == s
@@ -245,8 +247,8 @@ def test_a_process_of_another_device_finds_the_run_of_the_first(
 ) -> None:
     monkeypatch.setenv("VAE_RUN_DIR", str(tmp_path))
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert command.in_a_child()
-    assert command.directory_of(composed()) == tmp_path
+    assert in_a_child()
+    assert directory_of(composed()) == tmp_path
 
 
 def test_a_requeued_job_finds_its_run_and_another_command_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +271,7 @@ def test_a_requeued_job_finds_its_run_and_another_command_does_not(monkeypatch: 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the machine must lack what is asked for")
 def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    one = runs.Run(tmp_path / "run", settings_of("data=digits", "trainer=gpu"))
+    one = Run(tmp_path / "run", settings_of("data=digits", "trainer=gpu"))
     with pytest.raises(InputError, match=r"^trainer\.accelerator=gpu: .*no GPU.*trainer=cpu"), one.opened():
         pytest.fail("it was opened")
     assert list(tmp_path.iterdir()) == []
@@ -279,7 +281,7 @@ def test_an_unexpected_failure_names_the_log_which_has_its_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(cfg: Any) -> float:
-        command.log_to(tmp_path / "train.log")
+        log_to(tmp_path / "train.log")
         logging.getLogger().addHandler(caplog.handler)
         return 1 / 0
 
@@ -290,4 +292,4 @@ def test_an_unexpected_failure_names_the_log_which_has_its_trace(
     assert caplog.messages[-1].startswith("ZeroDivisionError: division by zero; its log: ")
     assert caplog.messages[-1].endswith("train.log")
     assert "in fails" in (tmp_path / "train.log").read_text()
-    command.log_to(None)
+    log_to(None)

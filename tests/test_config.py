@@ -15,13 +15,17 @@ from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 from test_downloads import publish, put, small_set
 
-from vae import command, results, runs, settings
-from vae.callbacks import History, Pictures
-from vae.checkpoints import SaveLast
 from vae.errors import InputError
-from vae.lit import LitVAE
-from vae.settings import RULES, leaves
-from vae.signals import GracefulStop
+from vae.run import command, results, settings
+from vae.run.build import build, build_objective
+from vae.run.directory import FREE, Run
+from vae.run.settings import CONF, RULES, leaves
+from vae.run.trainer import trainer_of
+from vae.training.callbacks import Pictures
+from vae.training.checkpoints import SaveLast
+from vae.training.history import History
+from vae.training.lit import LitVAE
+from vae.training.signals import GracefulStop
 
 pytestmark = [
     pytest.mark.usefixtures("digits_once"),
@@ -29,7 +33,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
 ]
 Settings = dict[str, Any]
-CONF = Path(command.CONF)
+CONF = Path(CONF)
 CONVOLUTIONS = (
     "data=digits",
     "dropout=0.3",
@@ -51,7 +55,7 @@ def options() -> list[str]:
 
 
 def fitted(s: Settings, **more: Any) -> tuple[LitVAE, Trainer]:
-    lit, data = runs.build(s)
+    lit, data = build(s)
     trainer = Trainer(**trainer_options(s) | more, **QUIET)
     trainer.fit(lit, datamodule=data)
     return lit, trainer
@@ -88,7 +92,7 @@ def small_with(option: str) -> tuple[str, ...]:
 @pytest.mark.parametrize("option", [o for o in options() if o not in ELSEWHERE])
 def test_option_trains_two_steps(option: str) -> None:
     s = settings_of(*small_with(option))
-    before = runs.build(s)[0].state_dict()
+    before = build(s)[0].state_dict()
     lit, trainer = fitted(s, limit_val_batches=1)
     assert trainer.global_step == 2
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
@@ -166,7 +170,7 @@ def weights(s: Settings) -> str:
 
 def rates(s: Settings) -> list[float]:
     """The learning rate of eight epochs whose dev loss never falls."""
-    lit = runs.build(s)[0]
+    lit = build(s)[0]
     found = lit.configure_optimizers()
     optimizer, schedule = found["optimizer"], found["lr_scheduler"]
     seen = []
@@ -185,7 +189,7 @@ def cycled(s: Settings) -> tuple[float, Any]:
 
 
 def optimizer_of(s: Settings) -> Any:
-    return runs.build(s)[0].configure_optimizers().defaults
+    return build(s)[0].configure_optimizers().defaults
 
 
 def devices(s: Settings) -> tuple[Any, ...]:
@@ -204,9 +208,9 @@ def determinism(s: Settings) -> bool:
 
 def watchers(s: Settings) -> list[tuple[Any, ...]]:
     """Of the trainer's callbacks, what they watch and how patiently."""
-    run = runs.Run(Path("nowhere"), s)
+    run = Run(Path("nowhere"), s)
     last = SaveLast("nowhere", 1)
-    trainer = runs.trainer_of(run, History(), Pictures(0, 0, "", dict), GracefulStop(last.save), last)
+    trainer = trainer_of(run, History(), Pictures(0, 0, "", dict), GracefulStop(last.save), last)
     return [
         (type(c), getattr(c, "monitor", None), getattr(c, "mode", None), getattr(c, "patience", None))
         for c in trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it
@@ -360,7 +364,7 @@ def test_compiled_networks_train_alike() -> None:
 def test_every_key_has_a_test() -> None:
     """A new key without a line in one of the tables above fails here."""
     assert set(CASES) | set(ANOTHER) | set(FIGURES) | {"compile", "data.name"} == set(RULES)
-    assert set(ANOTHER) | {"compile"} == set(runs.FREE)
+    assert set(ANOTHER) | {"compile"} == set(FREE)
     assert not set(CASES) & set(ANOTHER)
 
 
@@ -383,7 +387,7 @@ def test_an_interpolated_key_follows_until_it_is_set() -> None:
 
 def test_beta_is_a_number_or_a_schedule() -> None:
     def betas(*overrides: str) -> list[float]:
-        objective: Any = runs.build_objective(settings_of(*overrides))
+        objective: Any = build_objective(settings_of(*overrides))
         return [objective.beta(step) for step in range(6)]
 
     assert betas("objective.beta=0.25") == betas("objective.beta.value=0.25") == [0.25] * 6
@@ -403,7 +407,7 @@ def five_by_seven(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[st
 
 
 def evaluated(s: Settings) -> dict[str, float]:
-    lit, data = runs.build(s)
+    lit, data = build(s)
     return results.evaluate(lit.eval(), data, s, 0)[0]
 
 
@@ -551,7 +555,7 @@ def test_what_is_fine_passes() -> None:
 def test_kernel_beyond_the_image_is_refused_with_the_arithmetic(half: str) -> None:
     s = settings_of("data=digits", "model=conv", f"model.{half}.kernel_size=99")
     with pytest.raises(InputError) as caught:
-        runs.build(s)
+        build(s)
     line = str(caught.value)
     assert "\n" not in line
     assert line.startswith(f"model.{half}.kernel_size=99: ")

@@ -12,7 +12,8 @@ from lightning import Callback, LightningModule, Trainer
 from test_downloads import FILES, Contents, publish, put, small_set
 from torch import Tensor
 
-from vae.data import EpochBatches, ImageDataModule, Images, ResumableLoader, as_floats
+from vae.data.batches import EpochBatches, Images, ResumableLoader, as_floats
+from vae.data.module import ImageDataModule
 from vae.errors import InputError
 
 TRAIN, TEST, DEV = 37, 11, 9
@@ -154,7 +155,7 @@ def test_random_split_depends_on_its_seed_and_cuts_the_same_set(root: Path) -> N
 
 def test_train_eval_is_the_head_of_train(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert numbers(module(root).train_eval) == list(range(TRAIN - DEV))
-    monkeypatch.setattr("vae.data.TRAIN_EVAL_SIZE", 5)
+    monkeypatch.setattr("vae.data.module.TRAIN_EVAL_SIZE", 5)
     data = module(root)
     assert numbers(data.train_eval) == list(range(5))
     sizes = [[len(y) for _, y in loader] for loader in (*data.val_dataloader(), data.test_dataloader())]

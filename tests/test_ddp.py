@@ -10,8 +10,9 @@ import pytest
 import torch
 from faults_tools import ROOT, SCREEN
 
-from vae import checkpoints
-from vae.distributions import Normal, SharedNoise, fixed_noise
+from vae.distributions import Normal
+from vae.noise import SharedNoise, fixed_noise
+from vae.training import checkpoints
 
 SMALL = (
     "data=digits", "latent_dim=3", "model.encoder.hidden=[16]", "model.decoder.hidden=[12]", "dropout=0", "threads=1",

@@ -10,16 +10,8 @@ from scipy import stats
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from vae.distributions import (
-    LEVELS,
-    CalibratedNormal,
-    DiscretizedLogistic,
-    NoiseStreams,
-    Normal,
-    RepeatedNoise,
-    SquaredError,
-    fixed_noise,
-)
+from vae.distributions import LEVELS, CalibratedNormal, DiscretizedLogistic, Normal, SquaredError
+from vae.noise import NoiseStreams, RepeatedNoise, fixed_noise
 
 SCALES = (1e-3, 1e-2, 0.1, 1.0)
 LOCS = (-0.3, 0.0, 0.25, 0.5017, 1.0, 1.4)

@@ -19,8 +19,8 @@ from subprocess import PIPE, Popen
 import numpy as np
 import pytest
 
-from vae import downloads
-from vae.downloads import FILES, SIZES, SOURCES, Source, ensure, raw_folder, read_idx
+from vae.data import downloads
+from vae.data.downloads import FILES, SIZES, SOURCES, Source, ensure, raw_folder, read_idx
 from vae.errors import InputError
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = FILES
@@ -349,7 +349,7 @@ def test_root_that_cannot_be_made_is_reported(tmp_path: Path, contents: Contents
 
 WORKER = """
 import json, sys
-from vae import downloads
+from vae.data import downloads
 tables, root, url = json.loads(sys.argv[1])
 downloads.SIZES.update(tables["sizes"])
 source = downloads.SOURCES["mnist"]

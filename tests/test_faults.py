@@ -37,7 +37,8 @@ from faults_tools import (
 from faults_writer import checkpoint
 from filelock import FileLock
 
-from vae.checkpoints import DurableCheckpointIO, load, sweep_parts
+from vae.files import sweep_parts
+from vae.training.checkpoints import DurableCheckpointIO, load
 
 pytestmark = pytest.mark.faults
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vae import features
 from vae.errors import InputError
+from vae.evaluation import feature_net
 
 SHAPE = (2, 5, 7)
 CLASSES = 3
@@ -28,7 +28,7 @@ def same(a, b):
 
 
 def cached(path, data_md5="0" * 32, seed=0):
-    return features.feature_net(path, *striped(30), CLASSES, data_md5, seed)
+    return feature_net.feature_net(path, *striped(30), CLASSES, data_md5, seed)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def trainings(caplog):
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (3, 5, 9), (2, 28, 28)])
 def test_any_image_shape_gives_64_features_and_logits(shape):
-    net = features.FeatureNet(shape, CLASSES).eval()
+    net = feature_net.FeatureNet(shape, CLASSES).eval()
     x = torch.rand(6, *shape)
     assert net.features(x).shape == (6, 64)
     assert torch.equal(net(x), net.head(net.features(x)))
@@ -54,16 +54,16 @@ def test_any_image_shape_gives_64_features_and_logits(shape):
 
 def test_images_too_small_are_refused():
     with pytest.raises(InputError, match="4 x 4"):
-        features.FeatureNet((1, 3, 8), CLASSES)
+        feature_net.FeatureNet((1, 3, 8), CLASSES)
 
 
 def test_training_learns_and_is_a_function_of_its_seed():
     images, labels = striped(150)
-    net = features.train_feature_net(images, labels, CLASSES, seed=1, epochs=20)
+    net = feature_net.train_feature_net(images, labels, CLASSES, seed=1, epochs=20)
     held_out, truth = striped(80)
-    assert (features.embed(net, held_out)[1] == truth).float().mean() > 0.97
-    assert same(net, features.train_feature_net(images.numpy(), labels.numpy(), CLASSES, 1, epochs=20))
-    assert not same(net, features.train_feature_net(images, labels, CLASSES, seed=2, epochs=1))
+    assert (feature_net.embed(net, held_out)[1] == truth).float().mean() > 0.97
+    assert same(net, feature_net.train_feature_net(images.numpy(), labels.numpy(), CLASSES, 1, epochs=20))
+    assert not same(net, feature_net.train_feature_net(images, labels, CLASSES, seed=2, epochs=1))
 
 
 def test_global_random_state_is_untouched(tmp_path):
@@ -76,35 +76,35 @@ def test_global_random_state_is_untouched(tmp_path):
 
 def test_training_works_where_lightning_has_switched_gradients_off():
     images, labels = striped(30)
-    expected = features.train_feature_net(images, labels, CLASSES, seed=0, epochs=2)
+    expected = feature_net.train_feature_net(images, labels, CLASSES, seed=0, epochs=2)
     for off in (torch.no_grad(), torch.inference_mode()):
         with off:
-            net = features.train_feature_net(images.clone(), labels.clone(), CLASSES, seed=0, epochs=2)
+            net = feature_net.train_feature_net(images.clone(), labels.clone(), CLASSES, seed=0, epochs=2)
         assert same(net, expected)
 
 
 @pytest.mark.parametrize("count", [2, 101, 199])
 def test_no_batch_is_left_with_one_image(count):
-    features.train_feature_net(*striped(count), CLASSES, seed=0, epochs=1)
+    feature_net.train_feature_net(*striped(count), CLASSES, seed=0, epochs=1)
 
 
 def test_labels_must_match_images():
     images, labels = striped(8)
     with pytest.raises(ValueError, match="8 images, 7 labels"):
-        features.train_feature_net(images, labels[:7], CLASSES, seed=0)
+        feature_net.train_feature_net(images, labels[:7], CLASSES, seed=0)
 
 
 def test_embed_is_the_same_for_bytes_floats_arrays_and_batches(kept):
     _, net, _ = kept
     images, _ = striped(23)
-    expected, predictions = features.embed(net, images)
+    expected, predictions = feature_net.embed(net, images)
     assert expected.shape == (23, 64)
     assert torch.equal(predictions, net(images.float() / 255).argmax(1))
     read_only = images.numpy().copy()
     read_only.flags.writeable = False
     for variant in (images.float() / 255, images.double() / 255, read_only):
         net.train()  # as Lightning does to every child
-        found, _ = features.embed(net, variant, batch=7)
+        found, _ = feature_net.embed(net, variant, batch=7)
         np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
@@ -122,8 +122,8 @@ def test_second_call_loads_and_does_not_train(kept, caplog):
 
 def test_name_follows_data_seed_count_and_recipe(tmp_path, kept, monkeypatch):
     names = {kept[2], cached(tmp_path, data_md5="1" * 32)[1], cached(tmp_path, seed=1)[1]}
-    names.add(features.feature_net(tmp_path, *striped(31), CLASSES, "0" * 32)[1])
-    monkeypatch.setattr(features, "RECIPE", (features.RECIPE[0] + 1, *features.RECIPE[1:]))
+    names.add(feature_net.feature_net(tmp_path, *striped(31), CLASSES, "0" * 32)[1])
+    monkeypatch.setattr(feature_net, "RECIPE", (feature_net.RECIPE[0] + 1, *feature_net.RECIPE[1:]))
     names.add(cached(tmp_path)[1])
     assert len(names) == 5
     assert all(len(n) == len("convnet-") + 8 and n.startswith("convnet-") for n in names)
@@ -187,6 +187,6 @@ def test_digits_of_other_writers_are_recognised():
 
     digits = load_digits()
     images = np.round(digits.images[:, None] * (255 / 16)).astype(np.uint8)
-    net = features.train_feature_net(images[:1200], digits.target[:1200], 10, seed=0)
-    predictions = features.embed(net, images[1200:])[1].numpy()
+    net = feature_net.train_feature_net(images[:1200], digits.target[:1200], 10, seed=0)
+    predictions = feature_net.embed(net, images[1200:])[1].numpy()
     assert (predictions == digits.target[1200:]).mean() >= 0.93

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import StepPatch
 from PIL import Image
 
-from vae import figures
+from vae.evaluation import figures
 
 LONG = "Dev split, z is the posterior mean, x is the decoder's mean, costs $5 or $6. " * 3 + "outputs/" + "run" * 40
 RNG = np.random.default_rng(0)

@@ -10,14 +10,17 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from vae import evaluation, runs
-from vae.data import as_floats
+from vae.data.batches import as_floats
 from vae.errors import RunFailed
+from vae.evaluation import estimates
 from vae.likelihoods import GaussianHead, Likelihood, SquaredErrorHead
-from vae.lit import LateWatch, LitVAE, Meter
 from vae.model import VAE
 from vae.networks import MLPDecoder, MLPEncoder
 from vae.objectives import ELBO, IWAE, Terms
+from vae.run.build import build
+from vae.training.finiteness import LateWatch
+from vae.training.lit import LitVAE
+from vae.training.meters import Meter
 
 # Lightning's opinions on the number of workers and of steps between log lines
 pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
@@ -140,7 +143,7 @@ def test_logged_elbo_is_that_of_the_unweighted_objective(objective: Any) -> None
     x = images()
     logged = validated(lit_vae(objective=objective), x, 6)
     lit = lit_vae()
-    plain = evaluation.objective_figures(lit.eval().vae, ELBO(), levels()[:10], "dev", seed=0, step=0)
+    plain = estimates.objective_figures(lit.eval().vae, ELBO(), levels()[:10], "dev", seed=0, step=0)
     assert logged["dev/kl"] == pytest.approx(plain["dev/kl"])
     assert logged["dev/loss"] != pytest.approx(plain["dev/loss"], rel=1e-3)
     assert logged["dev/elbo"] == -logged["dev/reconstruction"] - logged["dev/kl"]
@@ -274,7 +277,7 @@ def test_evaluation_at_the_end_repeats_validation(objective: str) -> None:
     lit = lit_vae(SquaredErrorHead(), OBJECTIVES[objective])
     trainer = fit(lit, images(), eval_size=4)
     vae, step = lit.eval().vae, trainer.global_step
-    figures = evaluation.objective_figures(vae, lit.objective, levels()[:10], "dev", lit.seed, step, batch=3)
+    figures = estimates.objective_figures(vae, lit.objective, levels()[:10], "dev", lit.seed, step, batch=3)
     logged = trainer.callback_metrics
     for name in ("loss", "reconstruction", "kl", "beta"):
         assert figures[f"dev/{name}"] == pytest.approx(logged[f"dev/{name}"].item(), rel=1e-5), name
@@ -297,7 +300,7 @@ def test_epoch_does_not_change_with_how_images_come(change: list[str]) -> None:
     base = (*SMALL, "data.eval_batch_size=1000", "data.dev_size=250", "likelihood=gaussian")
     found = []
     for overrides in ([], change):
-        lit, data = runs.build(settings_of(*base, *overrides))
+        lit, data = build(settings_of(*base, *overrides))
         trainer = trainer_of(limit_train_batches=3)
         trainer.fit(lit, datamodule=data)
         found.append({name: value.item() for name, value in trainer.callback_metrics.items()})

@@ -14,11 +14,13 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
-from vae import runs
-from vae.callbacks import History
 from vae.errors import Stopped
-from vae.lit import LitVAE
-from vae.loop import IN_A_STEP, StepLoop
+from vae.run.build import build
+from vae.run.directory import Run
+from vae.run.trainer import training
+from vae.training.history import History
+from vae.training.lightning_insides import IN_A_STEP, StepLoop
+from vae.training.lit import LitVAE
 
 pytestmark = pytest.mark.usefixtures("digits_once")
 
@@ -37,7 +39,7 @@ SHORT = (
 @pytest.fixture(scope="module", autouse=True)
 def _undrawn() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vae.runs.anchors", lambda *arguments: {})
+        patch.setattr("vae.run.trainer.anchors", lambda *arguments: {})
         yield
 
 
@@ -46,13 +48,13 @@ def trained(
 ) -> tuple[LitVAE, Trainer]:
     """A run's own trainer with the given loop; `kind` is a LitVAE with hooks of its own, `more` are callbacks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vae.runs.StepLoop", loop)
+        patch.setattr("vae.run.trainer.StepLoop", loop)
         if kind is not None:
-            patch.setattr("vae.runs.LitVAE", kind)
+            patch.setattr("vae.run.build.LitVAE", kind)
         s = settings_of(*SHORT, *overrides)
-        lit, data = runs.build(s)
-        run = runs.Run(folder / loop.__name__, s)
-        with run.opened(), runs.training(run, lit, data) as (trainer, _):
+        lit, data = build(s)
+        run = Run(folder / loop.__name__, s)
+        with run.opened(), training(run, lit, data) as (trainer, _):
             trainer.callbacks[:0] = more  # type: ignore[attr-defined]  # before those that stop and save
             trainer.fit(lit, datamodule=data, ckpt_path=run.resume_from, weights_only=True)
     return lit, trainer

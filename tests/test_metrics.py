@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.special import logsumexp
 
-from vae import metrics
 from vae.errors import RunFailed
+from vae.evaluation import metrics
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, kl_divergence
 
-from vae.data import as_floats
-from vae.distributions import Normal, fixed_noise
-from vae.evaluation import bounds
+from vae.data.batches import as_floats
+from vae.distributions import Normal
+from vae.evaluation.estimates import bounds
+from vae.evaluation.metrics import log_mean_exp
 from vae.likelihoods import (
     BernoulliHead,
     ContinuousBernoulliHead,
@@ -25,9 +26,9 @@ from vae.likelihoods import (
     Likelihood,
     SquaredErrorHead,
 )
-from vae.metrics import log_mean_exp
 from vae.model import VAE
 from vae.networks import MLPDecoder, MLPEncoder
+from vae.noise import fixed_noise
 from vae.objectives import ELBO, IWAE, Terms, log_weights
 from vae.schedules import cyclic, linear
 
@@ -495,7 +496,7 @@ def test_gradients_are_finite_differences(head: Callable[[], Likelihood], object
 
 
 def test_the_bounds_of_an_evaluation_are_those_of_the_exact_model() -> None:
-    """`evaluation.bounds`, from which the NLL is taken: exact at the posterior, in order away from it."""
+    """`estimates.bounds`, from which the NLL is taken: exact at the posterior, in order away from it."""
     images = torch.randint(0, 256, (7, *SHAPE), dtype=torch.uint8)
     x = as_floats(images).double()
     exact = Linear()

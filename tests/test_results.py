@@ -13,10 +13,17 @@ from conftest import settings_of, tree
 from filelock import FileLock
 from matplotlib.image import imread
 
-from vae import checkpoints, cli, command, evaluation, results, runs
-from vae.callbacks import History
-from vae.data import as_floats
+from vae.data.batches import as_floats
 from vae.errors import InputError
+from vae.evaluation import estimates
+from vae.evaluation.gallery import sigma_figures
+from vae.run import cli, results
+from vae.run.build import build
+from vae.run.directory import Run, load_run, read_settings
+from vae.run.settings import CONF
+from vae.run.table import closing_lines, show
+from vae.training import checkpoints
+from vae.training.history import History
 
 
 @pytest.fixture
@@ -39,8 +46,8 @@ def vae(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return 0
 
 
-def opened(run: Path) -> runs.Run:
-    return runs.Run(run, runs.read_settings(run / "config.yaml"))
+def opened(run: Path) -> Run:
+    return Run(run, read_settings(run / "config.yaml"))
 
 
 def with_metrics(run: Path, **changed: Any) -> None:
@@ -55,7 +62,7 @@ def test_table_says_in_words_what_the_latents_do(
     run: Path, active: int, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with_metrics(run, **{"test/active_units": active})
-    results.show(opened(run))
+    show(opened(run))
     out = capsys.readouterr().out
     assert words in out
     assert ("collapsed" in out) is (active == 0)
@@ -63,10 +70,10 @@ def test_table_says_in_words_what_the_latents_do(
 
 def test_latents_that_do_not_move_are_not_active(run: Path) -> None:
     """The figure behind the words, on a model that collapsed: one mean for every image."""
-    lit, data, _ = runs.load_run(run)
+    lit, data, _ = load_run(run)
 
     def figures() -> dict[str, float]:
-        return evaluation.latent_figures(lit.vae, data.train, data.test, "test", False)
+        return estimates.latent_figures(lit.vae, data.train, data.test, "test", False)
 
     encoder: Any = lit.vae.encoder
     encoder.out.weight.data.zero_()
@@ -80,7 +87,7 @@ def test_latents_that_do_not_move_are_not_active(run: Path) -> None:
 
 def test_table_returns_the_monitored_figure_and_names_the_places(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = metrics(run)
-    assert results.show(opened(run)) == found["dev/loss"]
+    assert show(opened(run)) == found["dev/loss"]
     out = capsys.readouterr().out
     assert "digits, grey levels: epoch 0 is the best of 0 to 0" in out
     assert f"{found['dev/loss']:.6g}" in out
@@ -92,8 +99,8 @@ def test_table_returns_the_monitored_figure_and_names_the_places(run: Path, caps
 
 
 def test_squared_error_is_said_to_be_no_nll() -> None:
-    one = runs.Run(Path("outputs/2026-01-01/x"), settings_of("data=digits"))
-    lines = results.closing_lines(one, {"test/active_units": 4})
+    one = Run(Path("outputs/2026-01-01/x"), settings_of("data=digits"))
+    lines = closing_lines(one, {"test/active_units": 4})
     assert lines[0] == "4 of 4 latents are active"
     assert "squared error is not normalised" in lines[1]
     assert lines[-1] == "curves:   tensorboard --logdir outputs"
@@ -197,10 +204,10 @@ def test_evaluate_waits_for_no_other_process(
 @pytest.mark.parametrize(("sigma", "drawn"), [("0.3", False), ("optimal", False), ("pixel", True)])
 def test_a_sigma_that_is_the_same_everywhere_is_no_picture(sigma: str, drawn: bool) -> None:
     s = settings_of("data=digits", "likelihood=gaussian", f"likelihood.sigma={sigma}")
-    lit, data = runs.build(s)
+    lit, data = build(s)
     history = History()
     history.rows = [{"epoch": 0, "step": 1, "dev/sigma": 0.3}]
-    found = results.sigma_figures(lit.eval().vae, as_floats(data.dev.images[:2]), history, "digits")
+    found = sigma_figures(lit.eval().vae, as_floats(data.dev.images[:2]), history, "digits")
     assert ("sigma_image" in found) == drawn
     assert {"sigma_history", "residuals"} <= found.keys()
 
@@ -230,7 +237,7 @@ def test_run_is_loaded_as_it_was_saved(run: Path, which: str) -> None:
         checkpoint = checkpoints.load(path)
         checkpoint["state_dict"] = {name: value + 1 for name, value in checkpoint["state_dict"].items()}
         checkpoints.DurableCheckpointIO().save_checkpoint(checkpoint, path)
-    lit, data, one = runs.load_run(run, which)
+    lit, data, one = load_run(run, which)
     saved = checkpoints.load(path)["state_dict"]
     assert saved.keys() == lit.state_dict().keys()
     assert all(torch.equal(value, saved[name]) for name, value in lit.state_dict().items())
@@ -241,8 +248,8 @@ def test_run_is_loaded_as_it_was_saved(run: Path, which: str) -> None:
 
 def test_loaded_run_repeats_its_figures(sweep: Path) -> None:
     """Of convolutions with three latents, too."""
-    lit, data, one = runs.load_run(sweep / "3")
-    found = evaluation.objective_figures(lit.vae, lit.objective, data.test.images, "test", one.settings["seed"], 12)
+    lit, data, one = load_run(sweep / "3")
+    found = estimates.objective_figures(lit.vae, lit.objective, data.test.images, "test", one.settings["seed"], 12)
     assert found["test/loss"] == pytest.approx(metrics(sweep / "3")["test/loss"], rel=1e-6)
     assert lit.vae.latent_dim == 3
 
@@ -251,23 +258,23 @@ def test_loaded_run_repeats_its_figures(sweep: Path) -> None:
 def test_checkpoint_that_is_gone_is_named(run: Path, which: str) -> None:
     (run / "checkpoints" / f"{which}.ckpt").unlink()
     with pytest.raises(InputError, match=rf"{which}\.ckpt does not exist"):
-        runs.load_run(run, which)
+        load_run(run, which)
 
 
 def test_configuration_that_was_damaged_is_refused(run: Path) -> None:
-    s = runs.read_settings(run / "config.yaml")
+    s = read_settings(run / "config.yaml")
     (run / "config.yaml").write_text(yaml.safe_dump(s | {"latent_dim": "four"}))
     with pytest.raises(InputError, match="latent_dim=four"):
-        runs.load_run(run)
+        load_run(run)
 
 
 def test_configuration_of_a_stranger_runs_no_code(run: Path, tmp_path: Path) -> None:
     """A run's directory may come from anywhere: its configuration is data, as its checkpoints are."""
-    s = runs.read_settings(run / "config.yaml")
+    s = read_settings(run / "config.yaml")
     planted = {"likelihood": {"_target_": "os.mkdir", "path": str(tmp_path / "planted")}}
     (run / "config.yaml").write_text(yaml.safe_dump(s | planted))
     with pytest.raises(InputError, match=r"os\.mkdir"):
-        runs.load_run(run)
+        load_run(run)
     assert not (tmp_path / "planted").exists()
 
 
@@ -276,4 +283,4 @@ def test_commands_are_described() -> None:
     text = cli.arguments().format_help()
     for name in ("vae evaluate RUN", "vae show RUN", "vae bench"):
         assert name in text
-    assert Path(command.CONF).is_dir()
+    assert Path(CONF).is_dir()

@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 
-from vae.seeds import derive
+from vae.noise import derive
 
 
 def by_numpy(seed: int, purpose: str, *counters: int) -> int:

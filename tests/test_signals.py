@@ -17,10 +17,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 
-from vae.checkpoints import DurableCheckpointIO, SaveLast, load
-from vae.data import EpochBatches, Images, ResumableLoader
+from vae.data.batches import EpochBatches, Images, ResumableLoader, ignore_in_worker
 from vae.errors import Stopped
-from vae.signals import GracefulStop, ignore_in_worker
+from vae.training.checkpoints import DurableCheckpointIO, SaveLast, load
+from vae.training.signals import GracefulStop
 
 # Lightning's remarks: on every resume; on loaders without workers; on a loop of five batches.
 pytestmark = [
@@ -299,7 +299,7 @@ class Run:
         self, directory: Path, *steps: int, hook: str = "on_train_batch_start", workers: int = 0, **environ: str
     ):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["vae.data", "vae.signals"])
+        context.set_forkserver_preload(["vae.data.module", "vae.training.signals"])
         self.directory = directory
         self.process = context.Process(target=main, args=(directory, hook, steps, workers, environ))
         self.process.start()

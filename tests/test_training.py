@@ -17,10 +17,13 @@ from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, TENSORS, EventAccumulator
 from torch import Tensor
 
-from vae import checkpoints, runs
-from vae.callbacks import LAYOUT
 from vae.errors import InputError
-from vae.settings import leaves
+from vae.run.build import build, build_model
+from vae.run.directory import FREE, Run, read_settings
+from vae.run.settings import leaves
+from vae.run.trainer import training
+from vae.training import checkpoints
+from vae.training.history import LAYOUT
 
 pytestmark = pytest.mark.usefixtures("digits_once")
 
@@ -45,7 +48,7 @@ OTHER_SITTING = (  # every key that may differ between two sittings, but the slo
 def _undrawn() -> Iterator[None]:
     """As the fixture `undrawn`, for all runs of this file."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vae.results.draw", lambda *arguments: {})
+        patch.setattr("vae.run.results.draw", lambda *arguments: {})
         yield
 
 
@@ -177,13 +180,13 @@ def test_longer_run_equals_an_undisturbed_one_to_the_bit(undisturbed: Path, grow
     for split in ("train", "dev", "train_eval"):
         curves = [[row[f"{split}/loss"] for row in c["callbacks"]["History"]["rows"]] for c in (longer, whole)]
         assert curves[0] == pytest.approx(curves[1], rel=1e-6)
-    assert runs.read_settings(grown / "config.yaml")["trainer"]["max_epochs"] == 2
+    assert read_settings(grown / "config.yaml")["trainer"]["max_epochs"] == 2
     assert "continuing from" in (grown / "train.log").read_text()
 
 
 def test_every_free_key_is_among_those_of_the_other_sitting() -> None:
     given = {override.partition("=")[0] for override in OTHER_SITTING}
-    assert given == set(runs.FREE) - {"compile", "run_dir"}
+    assert given == set(FREE) - {"compile", "run_dir"}
 
 
 def test_run_that_stopped_early_is_finished(tmp_path: Path) -> None:
@@ -199,9 +202,9 @@ def test_run_that_stopped_early_is_finished(tmp_path: Path) -> None:
 
 def test_threads_are_those_that_were_asked_for(tmp_path: Path) -> None:
     s = settings_of(*SHORT, "threads=2", f"run_dir={tmp_path}")
-    lit, data = runs.build(s)
+    lit, data = build(s)
     before = torch.get_num_threads()
-    with runs.training(runs.Run(tmp_path, s), lit, data):
+    with training(Run(tmp_path, s), lit, data):
         assert torch.get_num_threads() == 2 != before
 
 
@@ -230,7 +233,7 @@ def test_unfinished_run_can_grow_and_not_shrink(copied: Path) -> None:
     (copied / "metrics.json").unlink()
     s = settings_of(*TWO_EPOCHS, f"run_dir={copied}")
     for epochs in (2, 3):
-        runs.Run(copied, s | {"trainer": s["trainer"] | {"max_epochs": epochs}}).check()
+        Run(copied, s | {"trainer": s["trainer"] | {"max_epochs": epochs}}).check()
     assert "trainer.max_epochs (2 there, 1 now)" in refused(copied, *TWO_EPOCHS, "trainer.max_epochs=1")
 
 
@@ -243,7 +246,7 @@ def test_run_whose_schedule_ends_with_it_cannot_grow(tmp_path: Path) -> None:
 
 
 def test_settings_survive_their_file(copied: Path) -> None:
-    saved, s = runs.read_settings(copied / "config.yaml"), settings_of(*TWO_EPOCHS)
+    saved, s = read_settings(copied / "config.yaml"), settings_of(*TWO_EPOCHS)
     assert dict(leaves(saved)) | {"run_dir": ""} == dict(leaves(s)) | {"run_dir": ""}
 
 
@@ -352,14 +355,14 @@ def test_events_hold_the_pictures(sweep: Path) -> None:
 
 def test_a_sweep_keeps_nothing_of_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """train.py turns the collector off for its imports and freezes those, which must hold no run."""
-    build, seen = runs.build_model, []
+    build_real, seen = build_model, []
 
     def watched(*arguments: Any) -> Any:
-        lit = build(*arguments)
+        lit = build_real(*arguments)
         seen.extend([weakref.ref(lit), weakref.ref(arguments[1])])
         return lit
 
-    monkeypatch.setattr(runs, "build_model", watched)
+    monkeypatch.setattr("vae.run.build.build_model", watched)
     gc.disable()
     try:
         for name in "ab":

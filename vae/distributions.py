@@ -1,14 +1,10 @@
-"""What torch.distributions lacks: noise that can be fixed, squared error, a calibrated normal, a discretised logistic.
+"""What torch.distributions lacks: squared error, a calibrated normal, a discretised logistic, fixed noise in Normal.
 
 Shapes: parameters are (K, B, *event); `log_prob` sums over the event and returns nats, (K, B).
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,90 +12,9 @@ from torch.distributions import ContinuousBernoulli as TorchContinuousBernoulli
 from torch.distributions import Distribution, constraints
 from torch.distributions import Normal as TorchNormal
 
-Shape = torch.Size | list[int] | tuple[int, ...]
+from vae.noise import Shape, noise_source
+
 LEVELS = 255  # grey levels of an image are 0/255, 1/255, ..., 255/255
-
-
-class NoiseStreams:
-    """One NumPy stream for each shape of draw: image i of a pass meets the same numbers in a batch of any size."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self.streams: dict[tuple[int, ...], np.random.Generator] = {}
-
-    def __call__(self, shape: torch.Size) -> Tensor:
-        samples, images, *event = shape
-        key = (samples, *event)
-        stream = self.streams.setdefault(key, np.random.default_rng([self.seed, *key]))
-        noise = stream.standard_normal((images, samples, *event), dtype=np.float32)
-        return torch.from_numpy(noise).transpose(0, 1)  # (K, B, *event)
-
-
-class RepeatedNoise:
-    """The NoiseStreams of a pass that is made again and again: its draws are kept on `device`, up to `limit` bytes.
-
-    After each epoch the same images meet the same numbers; to draw them takes as long as the decoder.
-    """
-
-    def __init__(self, seed: int, device: torch.device, limit: int = 2**27) -> None:
-        self.seed, self.device, self.limit = seed, device, limit
-        self.kept: list[Tensor] = []  # the first draws of a pass
-        self.start()
-
-    def start(self) -> None:
-        """A pass begins."""
-        self.place = 0
-        self.streams: NoiseStreams | None = None
-
-    def __call__(self, shape: torch.Size) -> Tensor:
-        if self.place < len(self.kept) and self.kept[self.place].shape != shape:
-            del self.kept[self.place :]  # batches of another size than in the pass before
-        noise = self.kept[self.place] if self.place < len(self.kept) else self._drawn(shape)
-        self.place += 1
-        return noise
-
-    def _drawn(self, shape: torch.Size) -> Tensor:
-        if self.streams is None:
-            self.streams = NoiseStreams(self.seed)
-            for before in self.kept:
-                self.streams(before.shape)
-        noise = self.streams(shape).to(self.device)
-        if self.place == len(self.kept) and sum(n.nbytes for n in (*self.kept, noise)) <= self.limit:
-            self.kept.append(noise)
-        return noise
-
-
-class SharedNoise:
-    """What one process would draw for a whole batch, of which rank r of n takes images r, r + n, ..."""
-
-    def __init__(self, seed: int, rank: int, ranks: int, device: torch.device) -> None:
-        self.rank, self.ranks = rank, ranks
-        self.generator = torch.Generator(device).manual_seed(seed)
-
-    def __call__(self, shape: torch.Size) -> Tensor:
-        samples, images, *event = shape
-        whole = (samples, images * self.ranks, *event)
-        noise = torch.randn(whole, generator=self.generator, device=self.generator.device)
-        return noise[:, self.rank :: self.ranks]
-
-
-Noise = Callable[[torch.Size], Tensor]  # shape (K, B, *event) -> standard normal numbers of that shape
-_streams: ContextVar[Noise | None] = ContextVar("noise streams", default=None)
-
-
-@contextmanager
-def fixed_noise(source: int | Noise) -> Iterator[None]:
-    """Within it, what `Normal` draws depends on the seed and on the image's place in the pass alone.
-
-    So an evaluation gives the same figures for every batch size and on every device, where the devices' own
-    generators would not. Draws must have shape (K, B, *event) and come in the order of the images. A pass in several
-    pieces hands its `NoiseStreams` in again each time.
-    """
-    token = _streams.set(NoiseStreams(source) if isinstance(source, int) else source)
-    try:
-        yield
-    finally:
-        _streams.reset(token)
 
 
 class Normal(TorchNormal):
@@ -111,7 +26,7 @@ class Normal(TorchNormal):
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """z = mu + sigma e, e ~ N(0, I): the reparametrisation trick (Kingma and Welling 2014, section 2.4)."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        streams = _streams.get()
+        streams = noise_source()
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device) if streams is None else streams(shape)
         return torch.addcmul(self.loc, self.scale, noise.to(self.loc))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from vae.metrics import log_mean_exp
+from vae.evaluation.metrics import log_mean_exp
 from vae.model import VAE
 from vae.schedules import constant
 

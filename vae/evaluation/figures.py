@@ -29,13 +29,19 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 Array = torch.Tensor | np.ndarray | Sequence[float] | float
+
 Names = Sequence[str]
+
 Series = Sequence[tuple[int, float]]
+
 Grid = Literal["both", "x", "y", ""]
 
 DPI = 128  # a power of two: pixels / DPI * DPI is exact, so images land on whole pixels of the PNG
+
 INK, MUTED, FAINT = "#222222", "#666666", "#dddddd"
+
 RED, BLUE, IDLE = "#c8372d", "#2a6fbb", "#b4b4b4"
+
 # Petroff (2021): at least 17 apart in CIELAB under every colour blindness, where tab10 comes down to 5.
 PALETTE = [
     "#3f90da",
@@ -49,13 +55,14 @@ PALETTE = [
     "#717581",
     "#92dadd",
 ]
+
 HALO = [withStroke(linewidth=3, foreground="white")]  # keeps text readable on dots and lines
+
 MARGIN = 16  # pixels of white around a picture
+
 CELL, PAGE = 96, 1216  # pixels: the largest side of a drawn image, the widest run of images in a row
+
 CAPTION, LABEL = FontProperties(size=8.5), FontProperties(size=10)
-
-
-# --- what comes in ------------------------------------------------------------------------------------------
 
 
 def _finite(name: str, value: Any) -> np.ndarray:
@@ -116,9 +123,6 @@ def _colours(count: int) -> np.ndarray:
     if count <= len(PALETTE):
         return np.array([to_rgb(colour) for colour in PALETTE[:count]])
     return matplotlib.colormaps["turbo"](np.linspace(0.02, 0.98, count))[:, :3]
-
-
-# --- the page -----------------------------------------------------------------------------------------------
 
 
 def _text_width(figure: Figure, text: str, font: FontProperties) -> float:
@@ -233,9 +237,6 @@ def _legend(axis: Axes, **settings: Any) -> None:
     legend.set_zorder(6)
 
 
-# --- images -------------------------------------------------------------------------------------------------
-
-
 def _cell(height: int, width: int, columns: int) -> tuple[int, int]:
     """An image's size on the page: whole pixels per pixel where they fit, so that each stays a square."""
     scale = min(CELL / max(height, width), PAGE / (columns * width))
@@ -343,9 +344,6 @@ def neighbours(samples: Array, nearest: Array, distances: Array, caption: str) -
     found = _images("nearest", nearest, like=drawn)
     below = [f"{distance:#.3g}".rstrip(".") for distance in _vector("distances", distances, len(drawn))]
     return _mosaic([drawn, found], caption, above=["Samples", "Nearest training images, distance below"], below=below)
-
-
-# --- curves -------------------------------------------------------------------------------------------------
 
 
 def _curve(axis: Axes, epochs: np.ndarray, values: np.ndarray, colour: str, **settings: Any) -> None:
@@ -503,9 +501,6 @@ def _diagonals(axis: Axes) -> None:
         )
 
 
-# --- the latent space ---------------------------------------------------------------------------------------
-
-
 def latents(mu: Array, labels: Array, caption: str, class_names: Names | None = None) -> Figure:
     """Latent means (N, D), one colour a class (figure 6 of the report).
 
@@ -605,9 +600,6 @@ def kl_per_latent(kl: Array, caption: str, active: Array | None = None) -> Figur
     return _settled(figure)
 
 
-# --- the decoder's noise and what it is asked to explain ----------------------------------------------------
-
-
 def sigma_image(sigma: Array, caption: str) -> Figure:
     """The decoder's standard deviation per pixel (C, H, W), or one for all, as a heat map per channel."""
     array = _finite("sigma", sigma)
@@ -661,9 +653,6 @@ def residuals(r: Array, caption: str) -> Figure:
     return _settled(figure)
 
 
-# --- samples ------------------------------------------------------------------------------------------------
-
-
 def class_histogram(counts: Array, caption: str, class_names: Names | None = None) -> Figure:
     """How many samples a classifier puts in each class (n_classes,), against equal shares."""
     found = _vector("counts", counts)
@@ -688,9 +677,6 @@ def class_histogram(counts: Array, caption: str, class_names: Names | None = Non
     axis.set_ylim(0, 1.22 * max(found.max(), equal))
     _legend(axis, loc="upper right", ncols=2)
     return _settled(figure)
-
-
-# --- what goes out ------------------------------------------------------------------------------------------
 
 
 def to_png(figure: Figure, path: str | os.PathLike[str]) -> None:

@@ -13,6 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vae.errors import InputError
 
+Settings = dict[str, Any]
+
 
 class Rule(NamedTuple):
     """What is allowed, in words, and whether a value is; `example` is what to write instead."""
@@ -69,17 +71,25 @@ def either(*rules: Rule) -> Rule:
 
 
 FLAG = Rule("true or false", lambda value: isinstance(value, bool), "true")
+
 TEXT = Rule("a text, not empty", lambda value: isinstance(value, str) and bool(value), "outputs/mine")
+
 NONE = Rule("null", lambda value: value is None, "null")
+
 ANY = Rule("anything", lambda value: True, "")
+
 SEED = Rule(
     "a whole number from 0 to 2^63 - 1",
     lambda v: isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 2**63,
     "0",
 )
+
 SHARE = real(0, 1, 0.3)
+
 POSITIVE = real(0, example=0.001, open_low=True)
+
 NOT_NEGATIVE = real(0, example=0.0)
+
 ACTIVATION = choice("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "softplus", "sigmoid")
 
 
@@ -185,8 +195,8 @@ RULES: dict[str, Rule] = {
     "evaluation.probes": FLAG,
 }
 
-
 GROUPS = ("model", "likelihood", "objective", "data", "optimizer", "scheduler", "trainer", "callbacks", "evaluation")
+
 SCALARS = ("latent_dim", "dropout", "seed", "threads", "compile", "checkpoint", "run_dir")
 
 
@@ -222,7 +232,7 @@ def nearest(key: str, known: list[str]) -> str:
 @functools.cache
 def targets() -> frozenset[str | None]:
     """Everything that the files of conf/ build: a value from the command line can name nothing else to be called."""
-    files = (Path(__file__).resolve().parent.parent / "conf").rglob("*.yaml")
+    files = Path(CONF).rglob("*.yaml")
     named = (re.findall(r"^_target_: (\S+)", file.read_text(), re.MULTILINE) for file in files)
     return frozenset(None if name == "null" else name for names in named for name in names)
 
@@ -310,3 +320,30 @@ def _check_one_cycle(scheduler: dict[str, Any], max_epochs: int) -> None:
 def _check_sgd(optimizer: dict[str, Any]) -> None:
     if optimizer.get("nesterov") and not optimizer.get("momentum"):
         raise InputError("optimizer.nesterov=true: needs momentum above 0; for example optimizer.momentum=0.9")
+
+
+CONF = str(Path(__file__).resolve().parents[2] / "conf")
+
+
+def caption(s: Settings) -> str:
+    """What every figure says of its data: the set and, since nats depend on it, how it was binarised."""
+    grey = s["data"]["binarize"]
+    return f"{s['data']['name']}, {'grey levels' if grey == 'none' else f'{grey} binarisation'}"
+
+
+def monitored(s: Settings) -> tuple[str, str]:
+    """The metric that the best epoch is best by, and `min` or `max`.
+
+    Where beta has a schedule, the loss of two epochs does not compare: `dev/bound`, with beta 1, takes its place.
+    """
+    name = s["callbacks"]["monitor"]
+    beta = s["objective"].get("beta", 1.0)
+    if name == "dev/loss" and isinstance(beta, dict) and {"steps", "period"} & beta.keys():
+        name = "dev/bound"
+    return name, "max" if name == "dev/elbo" else "min"
+
+
+def plateau_watches(s: Settings) -> str:
+    """What the plateau scheduler waits for: the lower, the better."""
+    name, mode = monitored(s)
+    return "dev/bound" if mode == "max" else name

@@ -7,11 +7,9 @@ import contextlib
 import hashlib
 import itertools
 import logging
-import os
 import re
 import sys
 import traceback
-import warnings
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -26,11 +24,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vae import settings
-from vae.endings import ending, expected
-from vae.errors import InputError
+from vae.errors import InputError, ending, expected
+from vae.run import settings
+from vae.run.process import log_file, log_to, slurm_job
+from vae.run.settings import CONF
 
-CONF = str(Path(__file__).resolve().parent.parent / "conf")
 HYDRA_ANSWERS = ("hydra_help", "shell_completion", "experimental_rerun")
 
 
@@ -38,13 +36,10 @@ class JobFailed(CompactHydraException):
     """A run of a sweep failed: Hydra trains the others, then prints this line and exits with 1."""
 
 
-# --- before -----------------------------------------------------------------------------------------------------------
-
-
 def answered(arguments: list[str]) -> bool:
     """Whether the command is answered with a text; a command that cannot be run exits with 2 and one line."""
     if "--help" in arguments or "-h" in arguments:
-        from vae.helptext import text
+        from vae.run.helptext import text
 
         print(text())
         return True
@@ -117,14 +112,6 @@ def placed(arguments: list[str]) -> list[str]:
     return [*arguments, f"run_dir=outputs/multirun/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"] if sweep else arguments
 
 
-def slurm_job() -> str | None:
-    """The number of the batch job that this process belongs to; an interactive one is never requeued."""
-    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
-        return None
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
-
-
 def composed(overrides: list[str]) -> DictConfig:
     """The configuration without Hydra's own part."""
     ours = [o for o in overrides if not o.lstrip("+~").startswith(("hydra.", "hydra/"))]
@@ -147,55 +134,6 @@ def explained(message: str, overrides: list[str]) -> str:
         groups = [str(p.relative_to(CONF)) for p in Path(CONF).glob("**/*") if p.is_dir()]
         return f"{given}: there is no such key; {settings.nearest(key, [*settings.RULES, *groups])}"
     return " ".join(message.split()) + "; see `python train.py --help`"
-
-
-# --- where ------------------------------------------------------------------------------------------------------------
-
-
-def in_a_child() -> bool:
-    """Whether Lightning's ddp, or Slurm, started this process for another device of a run that is already open."""
-    return any(int(os.environ.get(name, 0)) > 0 for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
-
-
-def directory_of(cfg: DictConfig) -> Path:
-    """`run_dir`, and in a sweep the job's number in it."""
-    if in_a_child() and "VAE_RUN_DIR" in os.environ:
-        return Path(os.environ["VAE_RUN_DIR"])
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    directory = Path(cfg.run_dir) / str(HydraConfig.get().job.num) if sweep else Path(cfg.run_dir)
-    # with the time in its name, another process of the same run would find another directory
-    os.environ["VAE_RUN_DIR"] = str(directory.resolve())
-    return directory
-
-
-def log_to(file: Path | None) -> None:
-    """Lines to the terminal and, once there is a run, with the time to its file."""
-    root = logging.getLogger()
-    for handler in root.handlers[:]:
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(logging.ERROR if in_a_child() else logging.INFO)
-    screen = logging.StreamHandler(sys.stdout)
-    screen.setFormatter(logging.Formatter("%(message)s"))
-    root.addHandler(screen)
-    if file is not None:
-        written = logging.FileHandler(file)
-        written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        root.addHandler(written)
-    for noisy in ("lightning.pytorch", "lightning.fabric", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    # of Lightning about torch, about the number of workers (data are in memory) and of steps between log lines
-    warnings.filterwarnings("ignore", module=r"lightning\..*")
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
-
-
-def log_file() -> str | None:
-    """Where the lines of the run under way are written, or None before it has a directory."""
-    files = [h.baseFilename for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
-    return os.path.relpath(files[0]) if files else None
-
-
-# --- after ------------------------------------------------------------------------------------------------------------
 
 
 def ended(run: Callable[[DictConfig], float], cfg: DictConfig) -> float:

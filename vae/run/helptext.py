@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vae.command import CONF
+from vae.run.settings import CONF
 
 KEYS = """\
 latent_dim                      size of z

@@ -20,6 +20,7 @@ import numpy as np
 from vae.errors import InputError
 
 log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 FILES = (
@@ -28,9 +29,13 @@ FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+
 SIZES = dict(zip(FILES, (47_040_016, 60_008, 7_840_016, 10_008), strict=True))  # the same in all three sets
+
 MISSING = "is missing"
+
 CHUNK = 1 << 16
+
 PATIENCE = 20  # a whole download may take that many times the time-out of a stall
 
 
@@ -155,9 +160,6 @@ def _reason(error: BaseException) -> str:
     return " ".join(said.split()) or type(error).__name__
 
 
-# --- checks
-
-
 def _faults(name: str, root: str | Path) -> dict[str, str]:
     """What is wrong with which file; empty when all is well."""
     found = {file: _fault(SOURCES[name], raw_folder(name, root) / file) for file in FILES}
@@ -211,9 +213,6 @@ def _good_gz(source: Source, path: Path) -> bool:
         return _md5(_gz(path)) == source.gz_md5[path.name]
     except OSError:
         return False
-
-
-# --- repairs
 
 
 def _locked(name: str, root: str | Path, timeout: float) -> Any:

@@ -17,16 +17,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vae import features, metrics
-from vae.data import ImageDataModule, Images, as_floats
-from vae.distributions import NoiseStreams, fixed_noise
+from vae.data.batches import Images, as_floats
+from vae.data.module import ImageDataModule
+from vae.evaluation import metrics
+from vae.evaluation.feature_net import embed, feature_net, fingerprint
 from vae.model import VAE
+from vae.noise import NoiseStreams, derive, fixed_noise
 from vae.objectives import Terms, log_weights
-from vae.seeds import derive
 
 log = logging.getLogger(__name__)
 
 ROWS = 4000  # decoded at once, or one image's samples where they are more: fewer cost a sixth more, for Python's part
+
 Figures = dict[str, float]
 
 
@@ -160,12 +162,12 @@ def sample_figures(vae: VAE, data: ImageDataModule, s: dict[str, Any], seed: int
     It is trained on the training split alone and named in the metric: figures of two classifiers do not compare.
     """
     train, real = data.train_once, data.test.images
-    net, name = features.feature_net(
-        Path(s["cache_dir"]), train.images, train.labels, data.classes, features.fingerprint(train.images, train.labels)
+    net, name = feature_net(
+        Path(s["cache_dir"]), train.images, train.labels, data.classes, fingerprint(train.images, train.labels)
     )
     images = prior_samples(vae, s["generated"], seed, sample_mode(data))
-    real_features, _ = features.embed(net, real)
-    fake_features, predictions = features.embed(net, images)
+    real_features, _ = embed(net, real)
+    fake_features, predictions = embed(net, images)
     count = min(len(real_features), len(fake_features))
     precision, recall = metrics.precision_recall(real_features[:count], fake_features[:count])
     frechet = metrics.frechet_distance(real_features, fake_features)

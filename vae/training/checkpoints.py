@@ -1,7 +1,5 @@
 """Checkpoints that outlive crashes and full disks, that show flipped bits, and that cannot carry code."""
 
-import contextlib
-import errno
 import io
 import logging
 import os
@@ -20,9 +18,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from vae.errors import InputError, RunFailed
+from vae.files import replace
 
 FORMAT = 1  # what a run writes as checkpoint["vae"]["format"]; raised when old checkpoints can no longer be read
-PART = re.compile(r".*\.(?P<pid>\d+)\.part")
+
 HANDED_OVER = ".temp.ckpt"  # bare weights that Lightning's ddp_fork and ddp_spawn pass to the process that waits
 
 logger = logging.getLogger(__name__)
@@ -57,84 +56,6 @@ class DurableCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         location = "cpu" if map_location is None else map_location
         return read(path, location) if Path(path).name == HANDED_OVER else load(path, location)
-
-
-def replace(path: Path, content: bytes | memoryview) -> None:
-    """Puts `content` in the place of the file at `path` in one step that survives a power cut; raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, never in $TMPDIR: os.replace is atomic within one file system only.
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Makes the names in `directory` durable, not only the contents behind them."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (
-            errno.EINVAL,
-            errno.ENOTSUP,
-            errno.ENOSYS,
-        ):  # file systems that have no such thing
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def sweep_parts(directory: str | os.PathLike[str]) -> None:
-    """Removes the `.part` files of processes that died while writing; those of living processes stay.
-
-    For the start of a run: a file with our own process number is then a leftover too (containers reuse numbers).
-    """
-    for part in Path(directory).glob("*.part"):
-        match = PART.fullmatch(part.name)
-        if match and not _alive_elsewhere(int(match["pid"])):
-            logger.info("removing %s, which a killed process left behind", part)
-            part.unlink(missing_ok=True)
-
-
-def _alive_elsewhere(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def writable(directory: str | os.PathLike[str], bytes_needed: int) -> None:
-    """Tries, before training, what a checkpoint will need: create, reserve `bytes_needed`, sync, remove.
-
-    Raises RunFailed. Space is really reserved, because the free space that a file system reports knows no quota.
-    """
-    probe = Path(directory) / f"probe.{os.getpid()}.part"
-    try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        with open(probe, "wb") as file:
-            if bytes_needed > 0 and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, bytes_needed)
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise RunFailed(
-            f"cannot write checkpoints to {directory}: {error.strerror or error} ({bytes_needed / 1e6:.1f} MB are "
-            "needed); make room there, or give another directory with run_dir=..."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink()
 
 
 def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:

@@ -9,9 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from vae import command, settings
-from vae.endings import ending
-from vae.errors import InputError
+from vae.errors import InputError, ending
+from vae.run import settings
+from vae.run.process import log_to
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -35,7 +35,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> None:
     given = arguments().parse_args()
-    command.log_to(None)
+    log_to(None)
     try:
         {"evaluate": evaluate, "show": show, "bench": bench}[given.command](given)
     except BaseException as error:
@@ -46,10 +46,11 @@ def main() -> None:
 
 def evaluate(given: argparse.Namespace) -> None:
     """The run's figures from its checkpoint, under other settings; training's own figures are kept."""
-    from vae import results, runs
+    from vae.run import results
+    from vae.run.directory import load_run
 
     changed = evaluation_settings(given.settings)
-    lit, data, run = runs.load_run(given.run, given.checkpoint)
+    lit, data, run = load_run(given.run, given.checkpoint)
     run.settings["evaluation"] |= changed
     settings.verify(run.settings)
     results.again(run, lit, data, given.checkpoint)
@@ -77,16 +78,17 @@ def evaluation_settings(pairs: list[str]) -> dict[str, object]:
 
 
 def show(given: argparse.Namespace) -> None:
-    from vae import results, runs
+    from vae.run.directory import Run, read_settings
+    from vae.run.table import show as print_results
 
-    run = runs.Run(Path(given.run), runs.read_settings(Path(given.run) / "config.yaml"))
+    run = Run(Path(given.run), read_settings(Path(given.run) / "config.yaml"))
     if run.metrics is None:
         raise InputError(f"{given.run}: has no metrics.json, so it is not finished; its command continues it")
-    results.show(run)
+    print_results(run)
 
 
 def bench(given: argparse.Namespace) -> None:
-    from vae import bench
+    from vae.run import bench
 
     bench.main(given.overrides, given.turns, given.usual, given.json)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,8 +13,8 @@ from typing import Any, Self
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from vae.checkpoints import resumable
 from vae.errors import Stopped
+from vae.training.checkpoints import resumable
 
 logger = logging.getLogger(__name__)
 
@@ -135,23 +134,3 @@ def requeue() -> None:
     except (OSError, subprocess.SubprocessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip()
         logger.warning("could not requeue the Slurm job %s: %s; give the same command again later", job, reason)
-
-
-def ignore_in_worker(worker_id: int) -> None:
-    """The DataLoader's `worker_init_fn`: signals to the whole process group are for the main process to answer.
-
-    Ctrl-C, `timeout` and `scancel` reach workers too, and a worker that dies early kills the run before its boundary.
-    A SIGTERM from the main process itself, which is how it ends its workers, still ends them.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # all but macOS, where torch's own handler stays
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_leave_when_told, daemon=True).start()
-
-
-def _leave_when_told() -> None:
-    parent = multiprocessing.parent_process()
-    while parent is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
-        pass
-    os._exit(0)

@@ -20,19 +20,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vae.errors import InputError
-from vae.metrics import in_one
-from vae.seeds import derive
+from vae.evaluation.metrics import in_one
+from vae.noise import derive
 
 log = logging.getLogger(__name__)
 
 Array = np.ndarray | Tensor
 
 FEATURES = 64
+
 CHANNELS = (16, 32)
+
 BATCH = 100
+
 LR = 2e-3
+
 IMAGES_SEEN = 20_000  # small sets are repeated until the net has seen about this many ...
+
 EPOCHS = (2, 30)  # ... within these bounds
+
 # Part of every net's name, so that scores of two recipes never meet. The first entry counts code changes.
 RECIPE = (1, FEATURES, CHANNELS, BATCH, LR, IMAGES_SEEN, EPOCHS)
 

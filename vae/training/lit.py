@@ -12,97 +12,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from vae.distributions import RepeatedNoise, SharedNoise, fixed_noise
 from vae.errors import RunFailed
 from vae.model import VAE
+from vae.noise import RepeatedNoise, SharedNoise, derive, fixed_noise
 from vae.objectives import Terms
-from vae.seeds import derive
+from vae.training.finiteness import LateWatch
+from vae.training.meters import Meter
 
 GRAD_NORM_EVERY = 50  # steps; a norm of all gradients each step would cost a hundredth of it
 
 SEEDS_AHEAD = 32
-
-
-class Meter:
-    """Sums over images, kept on the device and read once an epoch."""
-
-    def __init__(self) -> None:
-        self.sums: Tensor | None = None  # loss, log p(x|z), then KL (D,)
-        self.images = 0
-        self.terms: Terms | None = None  # of an evaluation's last batch
-        self.beta = math.nan
-
-    @torch.no_grad()
-    def add(self, terms: Terms) -> None:
-        images = terms.log_px.shape[0]
-        row = torch.cat([terms.loss.view(1) * images, terms.log_px.sum(0, keepdim=True), terms.kl.sum(0)])
-        self.sums = row.double() if self.sums is None else self.sums.add_(row)
-        self.images += images
-        self.beta = terms.beta
-        self.terms = None if terms.loss.requires_grad else terms  # in training it would keep the graph alive
-
-    @property
-    def totals(self) -> Tensor | None:
-        """(3 + D,) as checkpoints hold them and ranks add them up: loss, reconstruction, images, KL of each latent."""
-        if self.sums is None:
-            return None
-        return torch.cat([self.sums[:1], -self.sums[1:2], self.sums.new_full((1,), self.images), self.sums[2:]])
-
-    @totals.setter
-    def totals(self, value: Tensor | None) -> None:
-        self.sums = None if value is None else torch.cat([value[:1], -value[1:2], value[3:]])
-        self.images = 0 if value is None else int(value[2])
-
-    def kl_per_latent(self) -> Tensor:
-        """(D,), nats per image."""
-        assert self.sums is not None
-        return (self.sums[2:] / self.images).cpu()
-
-    def means(self, split: str, normalised: bool) -> dict[str, float]:
-        """Nats per image; the ELBO is never weighted and absent where the likelihood is not normalised."""
-        assert self.sums is not None
-        sums = self.sums.cpu() / self.images
-        loss, reconstruction, kl = sums[0], -sums[1], sums[2:]
-        if self.terms is not None:  # in training the loss is the mean over batches, which is what is optimised
-            loss = self.terms.whole(reconstruction, kl, loss)
-        means = {"loss": loss.item(), "reconstruction": reconstruction.item(), "kl": kl.sum().item()}
-        means["bound"] = means["reconstruction"] + means["kl"]
-        if normalised:
-            means["elbo"] = -means["reconstruction"] - means["kl"]
-        return {f"{split}/{name}": value for name, value in {**means, "beta": self.beta}.items()}
-
-
-class LateWatch:
-    """For an accelerator: which terms were ever not finite, and the last finite loss before, kept on the device.
-
-    To read them waits for the device, so a step only adds to them.
-    """
-
-    def __init__(self) -> None:
-        self.bad: Tensor | None = None  # (3,)
-        self.last: Tensor | None = None  # (2,): loss, step
-
-    @torch.no_grad()
-    def add(self, terms: Terms, step: int) -> None:
-        parts = torch.stack([terms.loss, -terms.log_px.mean(), terms.kl.sum(-1).mean()]).detach()
-        bad = ~parts.isfinite() & ~parts[0].isfinite()  # a term that is not in the loss, as IWAE's KL, may be anything
-        self.bad = bad if self.bad is None else self.bad | bad
-        now = torch.stack([parts[0], parts.new_full((), step)])
-        before = torch.full_like(now, math.nan) if self.last is None else self.last
-        self.last = torch.where(self.bad.any(), before, now)
-
-    @property
-    def broken(self) -> Tensor:
-        assert self.bad is not None
-        return self.bad.any()
-
-    def words(self) -> str:
-        assert self.bad is not None
-        assert self.last is not None
-        names = [n for n, bad in zip(("loss", "reconstruction", "kl"), self.bad.tolist(), strict=True) if bad]
-        loss, step = self.last.tolist()
-        last = "no step before it was finite" if math.isnan(loss) else f"last finite loss {loss:.6g} at step {step:.0f}"
-        return f"{' and '.join(names)} not finite; {last}"
 
 
 class LitVAE(LightningModule):

@@ -1,226 +1,25 @@
-"""Image data: MNIST, Fashion-MNIST, KMNIST, scikit-learn's digits, in batches whose order can be resumed."""
+"""ImageDataModule: the splits train, dev and test, their binarisation and their loaders."""
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader
 
-from vae.downloads import FILES, SOURCES, ensure, raw_folder, read_idx
+from vae.data.batches import Batch, EpochBatches, Images, ResumableLoader, _as_is, as_floats
+from vae.data.downloads import ensure
+from vae.data.sources import DEV_SIZES, NAMES, _at_least, _fits, _load_digits, _load_idx, _one_of
 from vae.errors import InputError
-from vae.seeds import derive
-from vae.signals import ignore_in_worker
+from vae.noise import derive
 
-Batch = tuple[Tensor, Tensor]
-
-NAMES = (*SOURCES, "digits")
 SPLITS = ("last", "random")
+
 BINARIZE = ("none", "threshold", "static", "dynamic")
+
 TRAIN_EVAL_SIZE = 10_000
-DEV_SIZES = {"digits": 300}
-
-
-def as_floats(images: Tensor) -> Tensor:
-    """uint8 grey levels 0..255 as float32 in [0, 1], on the same device."""
-    return images.float().div_(255)
-
-
-class Images(Dataset[Batch]):
-    """uint8 images (N, C, H, W) and int64 labels (N,), indexed by a batch of indices (B,), 0 or more, on their device.
-
-    `repeat` lengthens the set without a copy, for benchmarks: index i is image i modulo N.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor, repeat: int = 1) -> None:
-        self.images = images
-        self.labels = labels
-        self.repeat = repeat
-
-    def __len__(self) -> int:
-        return len(self.images) * self.repeat
-
-    def __getitem__(self, indices: list[int] | Tensor) -> Batch:
-        where = torch.as_tensor(indices)
-        if self.repeat > 1:
-            where = where % len(self.images)
-        # a quarter of the time that self.images[where] takes
-        return self.images.index_select(0, where), self.labels.index_select(0, where)
-
-
-class EpochBatches(DistributedSampler[Tensor]):
-    """Batches of indices, as tensors (B,), in an order that depends on (seed, epoch) alone.
-
-    `batch_size` is the global batch; rank r of `world_size` takes every world_size-th index of it from r on.
-    As long as the ranks' shares are equal, several processes see the batches, and so the losses, of one. A
-    last batch too small to give each rank an image is dropped on all of them. It is a DistributedSampler by
-    type only, so that Lightning leaves it in its place.
-
-    Raises InputError where the global batch is smaller than `world_size`.
-    """
-
-    def __init__(
-        self,
-        dataset: Images,
-        batch_size: int,
-        seed: int = 0,
-        shuffle: bool = True,
-        rank: int = 0,
-        world_size: int = 1,
-        device: torch.device | None = None,
-    ) -> None:
-        self.device = device or torch.device("cpu")  # of the indices: that of the images
-        super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)
-        if batch_size < world_size:
-            raise InputError(
-                f"data.batch_size={batch_size}: the global batch must hold an image for each of the "
-                f"{world_size} processes; set data.batch_size to {world_size} or more"
-            )
-        self.size = len(dataset)
-        self.batch_size = batch_size
-        self.skip = (0, 0)  # (epoch, batches): where a resumed run goes on
-
-    def __len__(self) -> int:
-        full, rest = divmod(self.size, self.batch_size)
-        return full + (rest >= self.num_replicas)
-
-    def order(self) -> Tensor:
-        """The epoch's indices (N,), over all ranks."""
-        if not self.shuffle:
-            return torch.arange(self.size)
-        generator = torch.Generator().manual_seed(derive(self.seed, "order", self.epoch))
-        return torch.randperm(self.size, generator=generator)
-
-    def first(self) -> int:
-        """The batch at which this epoch starts: 0, but in the epoch in which a resumed run goes on."""
-        epoch, batches = self.skip
-        return batches if epoch == self.epoch else 0
-
-    def __iter__(self) -> Iterator[Tensor]:
-        batches = self.order().to(self.device).split(self.batch_size)[: len(self)]
-        for batch in batches[self.first() :]:
-            yield batch[self.rank :: self.num_replicas]
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
-class ResumableLoader(DataLoader[Batch]):
-    """The batches of an EpochBatches sampler, with a position that Lightning stores in its checkpoints.
-
-    Iteration begins at the first `next`, not at `iter`: on a resume Lightning calls `iter` before
-    `set_epoch`, and workers that fetched ahead would fetch the first epoch's batches. The length stays that
-    of the whole epoch, since Lightning adds the batches already done itself.
-
-    `done` tells how many batches of the epoch are trained on, when someone knows better than this loader,
-    which can only count those it has handed out: in the midst of a training step the two differ by one.
-    """
-
-    sampler: EpochBatches
-
-    def __init__(
-        self,
-        dataset: Images,
-        sampler: EpochBatches,
-        num_workers: int = 0,
-        done: Callable[[], int] | None = None,
-    ) -> None:
-        super().__init__(
-            dataset,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=num_workers,
-            collate_fn=_as_is,
-            persistent_workers=num_workers > 0,
-            worker_init_fn=ignore_in_worker,
-            generator=torch.Generator(),  # else each epoch draws a number from torch's global stream
-        )
-        self.handed = 0
-        self.done = done  # no lambda on self: workers freed by way of a reference cycle take 5 s each to end
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch asks for its own private iterator
-        self.handed = self.sampler.first()
-        # without workers torch's own way to a batch takes as long as to gather it
-        for batch in super().__iter__() if self.num_workers else map(self.dataset.__getitem__, self.sampler):
-            self.handed += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """The position: the epoch, and how many of its batches are done."""
-        return {"epoch": self.sampler.epoch, "batches": self.done() if self.done else self.handed}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on from a stored position; it holds for the epoch it names and no other."""
-        self.sampler.skip = (state["epoch"], state["batches"])
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise InputError(f"data.{key}={value}: unknown; choose one of {', '.join(allowed)}")
-    return value
-
-
-def _at_least(key: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"data.{key}={value}: must be a whole number, {least} or more")
-    return value
-
-
-def _read_pair(images: Path, labels: Path) -> Batch:
-    """Images (N, 1, H, W) uint8 and labels (N,) int64 from two idx files, checked against each other."""
-    x, y = read_idx(images), read_idx(labels)
-    if len(x) != len(y):
-        raise InputError(
-            f"{labels}: {len(y)} labels for the {len(x)} images of {images.name}; remove the wrong one of "
-            "the two and it is fetched again"
-        )
-    if len(y) and y.max() > 9:
-        raise InputError(f"{labels}: label {y.max()}, expected 0 to 9; remove it and it is fetched again")
-    return torch.from_numpy(x.copy()).unsqueeze(1), torch.from_numpy(y.astype(np.int64))
-
-
-def _load_idx(name: str, root: str | Path) -> tuple[Batch, Batch, str]:
-    """The official training set, the official test set, and the md5 of the four files one after the other."""
-    paths = [raw_folder(name, root) / file for file in FILES]
-    train, test = _read_pair(*paths[:2]), _read_pair(*paths[2:])
-    digest = hashlib.md5(usedforsecurity=False)
-    for path in paths:
-        digest.update(path.read_bytes())
-    return train, test, digest.hexdigest()
-
-
-def _load_digits(test_size: int) -> tuple[Batch, Batch, str]:
-    """scikit-learn's 1,797 digits, 8x8 levels 0..16, enlarged to 1x28x28, with the md5 of what it bundles.
-
-    The set is ordered by writer, so it is shuffled, always in the same way; the test set is the end of it.
-    """
-    from sklearn.datasets import load_digits  # here, since it is slow to import and seldom needed
-
-    digits = load_digits()
-    levels = digits.images.astype(np.uint8)  # (N, 8, 8)
-    labels = digits.target.astype(np.int64)
-    md5 = hashlib.md5(levels.tobytes() + labels.tobytes(), usedforsecurity=False).hexdigest()
-    small = torch.from_numpy(levels).float().unsqueeze(1) * (255 / 16)
-    small = F.pad(small, (1, 1, 1, 1))  # a margin, as MNIST has: the digits touch the upper and lower edge
-    images = F.interpolate(small, (28, 28), mode="bicubic").round().clamp(0, 255).to(torch.uint8)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    x, y = images[order], torch.from_numpy(labels)[order]
-    _fits("test_size", test_size, len(x))
-    cut = len(x) - test_size
-    return (x[:cut], y[:cut]), (x[cut:], y[cut:]), md5
-
-
-def _fits(key: str, value: int, size: int) -> None:
-    if value >= size:
-        raise InputError(f"data.{key}={value}: leaves none of {size} images to train on; set it below {size}")
 
 
 def _draw(images: Tensor, seed: int) -> Tensor:

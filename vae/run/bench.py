@@ -24,16 +24,29 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from vae import command, evaluation, runs, settings
-from vae.data import ImageDataModule, as_floats
-from vae.distributions import fixed_noise
+from vae.data.batches import as_floats
+from vae.data.module import ImageDataModule
+from vae.evaluation import estimates
+from vae.noise import fixed_noise
+from vae.run import command, settings
+from vae.run.build import build_data, build_model
+from vae.run.directory import Run
+from vae.run.process import log_to
+from vae.run.settings import CONF
+from vae.run.trainer import training
 
 Settings = dict[str, Any]
+
 Seconds = dict[str, list[float]]
+
 TURN = 20  # steps
+
 MATRIX = 2048
+
 SAMPLES, EVALUATED = 500, 40  # importance samples, images
+
 LAYERS = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
+
 # What the profiler's names of operations say; what is none of these goes through memory element by element.
 KINDS = {
     "arithmetic": ("mm", "conv"),
@@ -47,7 +60,7 @@ class Bare:
     """The loop one would write without any framework: data in memory, torch's fused optimizer, nothing logged."""
 
     def __init__(self, s: Settings, data: ImageDataModule, device: torch.device) -> None:
-        lit = runs.build_model(s, data)
+        lit = build_model(s, data)
         self.device = device
         self.vae, self.objective = lit.vae.to(device).train(), lit.objective
         self.images, self.count = data.train.images.to(device), len(data.train)  # more than there are under data.repeat
@@ -117,7 +130,7 @@ class Usual(LightningModule):
 
     def __init__(self, s: Settings, data: ImageDataModule) -> None:
         super().__init__()
-        lit = runs.build_model(s, data)
+        lit = build_model(s, data)
         self.vae, self.objective, self.make = lit.vae, lit.objective, lit.optimizer
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -228,7 +241,7 @@ class Turns:
 
     def __init__(self, s: Settings, turns: int, usual: bool) -> None:
         self.s, self.turns, self.usual = s, turns, usual
-        self.data = runs.build_data(s)
+        self.data = build_data(s)
         wanted = s["trainer"]["accelerator"]
         there = wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available())
         self.device = torch.device("cuda" if there else "cpu")
@@ -269,15 +282,15 @@ class Turns:
         """Seconds of an epoch of every part, one value a turn."""
         s = self.s | {"trainer": self.s["trainer"] | {"enable_progress_bar": True}}
         watch = Stopwatch(self.others, self.after)
-        lit = runs.build_model(s, self.data)
+        lit = build_model(s, self.data)
         self.start()
         with tempfile.TemporaryDirectory() as folder:
-            run = runs.Run(Path(folder) / "run", s)
-            with run.opened(), runs.training(run, lit, self.data) as (trainer, _):
+            run = Run(Path(folder) / "run", s)
+            with run.opened(), training(run, lit, self.data) as (trainer, _):
                 # the last one: when an epoch starts, the checkpoint of the one before has been written
                 trainer.callbacks.append(watch)  # type: ignore[attr-defined]  # Lightning sets the list
                 trainer.fit(lit, datamodule=self.data)
-            command.log_to(None)  # the folder, and the log in it, go
+            log_to(None)  # the folder, and the log in it, go
         self.seconds["train.py, its steps"] = watch.steps[1:]
         self.seconds["train.py, all of it"] = watch.whole[1:]
         return self.seconds
@@ -294,10 +307,10 @@ def evaluation_turns(bare: Bare, test: Tensor, seed: int, turns: int) -> Seconds
         if isinstance(layer, LAYERS)
     ]
     with fixed_noise(seed):
-        vae.decode(torch.randn(evaluation.ROWS, 1, vae.latent_dim, device=bare.device))
+        vae.decode(torch.randn(estimates.ROWS, 1, vae.latent_dim, device=bare.device))
     for hook in hooks:
         hook.remove()
-    chunks = SAMPLES * len(images) // evaluation.ROWS
+    chunks = SAMPLES * len(images) // estimates.ROWS
 
     def products() -> None:
         for _ in range(chunks):
@@ -307,15 +320,15 @@ def evaluation_turns(bare: Bare, test: Tensor, seed: int, turns: int) -> Seconds
     found: Seconds = {"products": [], "bound": []}
     for _ in range(turns + 1):
         found["products"].append(timed(products))
-        found["bound"].append(timed(lambda: evaluation.bounds(vae, images, SAMPLES, seed)))
+        found["bound"].append(timed(lambda: estimates.bounds(vae, images, SAMPLES, seed)))
     vae.train()
     return {name: values[1:] for name, values in found.items()}
 
 
 FIRST_STEP = """
 import os, runpy, sys
-import vae.lit
-vae.lit.LitVAE.training_step = lambda *_: os._exit(0)
+import vae.training.lit
+vae.training.lit.LitVAE.training_step = lambda *_: os._exit(0)
 sys.argv = ["train.py", *{overrides!r}, "run_dir={folder}/run"]
 runpy.run_path({script!r}, run_name="__main__")
 """  # for a process of its own: `python train.py` up to its first training step, and out
@@ -323,7 +336,7 @@ runpy.run_path({script!r}, run_name="__main__")
 
 def start_up(overrides: list[str], turns: int) -> Seconds:
     """Seconds until the first step, and of the imports alone, each in fresh processes that take turns."""
-    script = str(Path(command.CONF).parent / "train.py")
+    script = str(Path(CONF).parent / "train.py")
     imports = "import torch, torchvision, lightning"
 
     def process(code: str) -> float:
@@ -340,7 +353,7 @@ def start_up(overrides: list[str], turns: int) -> Seconds:
 def composed(overrides: list[str]) -> Any:
     from hydra import initialize_config_dir
 
-    with initialize_config_dir(command.CONF, version_base="1.3"):
+    with initialize_config_dir(CONF, version_base="1.3"):
         return command.composed(overrides)
 
 
@@ -403,7 +416,7 @@ def main(overrides: list[str], turns: int, usual: bool, as_json: bool) -> None:
     if s["threads"]:
         torch.set_num_threads(s["threads"])
     with redirect_stdout(sys.stderr):  # the progress of training
-        command.log_to(None)
+        log_to(None)
         found = report(Turns(s, turns, usual), overrides)
     print(json.dumps(found, indent=2)) if as_json else show(found)
 

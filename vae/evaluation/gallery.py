@@ -1,0 +1,111 @@
+"""The pictures that a model has."""
+
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from vae.data.batches import as_floats
+from vae.data.module import ImageDataModule
+from vae.evaluation import estimates, figures, metrics
+from vae.evaluation.baselines import anchors
+from vae.evaluation.estimates import Generated, Posteriors, posteriors
+from vae.evaluation.panels import prior_figure, reconstruction_figure, shown_images
+from vae.run.directory import Run
+from vae.run.settings import caption
+from vae.training.history import History
+from vae.training.lit import LitVAE
+
+
+def common_figures(run: Run, lit: LitVAE, data: ImageDataModule, history: History, which: str) -> dict[str, Figure]:
+    """What every model has: the report's figures 4 to 8, and what its latents hold."""
+    s, vae = run.settings, lit.vae
+    what = caption(s)
+    x, _ = shown_images(data)
+    dev = posteriors(vae, data.dev.images)
+    curves = {name: history.curve(f"{name}/loss") for name in ("train", "dev", "train_eval")}
+    return {
+        "reconstructions": reconstruction_figure(vae, x, f"{what}; dev; {which} checkpoint"),
+        "losses": figures.losses(
+            curves, f"{what}; the objective, summed over pixels, a mean over images", anchors(s, data)
+        ),
+        "latents": figures.latents(
+            dev.mu[:5000], data.dev.labels[:5000], f"{what}; dev; posterior means of {min(5000, len(dev.mu))} images"
+        ),
+        "samples": prior_figure(vae, s["seed"], what),
+        "kl_per_latent": figures.kl_per_latent(
+            dev.kl.mean(0),
+            f"{what}; dev; a unit is active where its posterior mean varies by more than 0.01",
+            metrics.active_units(dev.mu),
+        ),
+        "latent_space": latent_space(vae, dev, what),
+    }
+
+
+def rate_distortion(history: History, what: str) -> Figure:
+    rate, distortion = history.curve("dev/kl"), history.curve("dev/reconstruction")
+    epochs = [e for e, _ in rate]
+    return figures.rate_distortion(
+        [v for _, v in rate], [v for _, v in distortion], epochs, f"{what}; dev; one point an epoch"
+    )
+
+
+def latent_space(vae: Any, dev: Posteriors, what: str) -> Figure:
+    """Two latents: the plane, at the prior's quantiles; else one row for each of the latents that are used most."""
+    at = torch.linspace(0.02, 0.98, 15 if vae.latent_dim == 2 else 11)
+    steps = torch.distributions.Normal(0.0, 1.0).icdf(at)
+    if vae.latent_dim == 2:
+        z = torch.cartesian_prod(steps.flip(0), steps).flip(1)  # z_1 to the right, z_2 upwards
+        return figures.grid(
+            vae.sample(z.to(vae.prior_loc)).cpu(),
+            len(at),
+            f"{what}; means of p(x|z) on the plane of z, at the prior's quantiles",
+        )
+    order = dev.kl.mean(0).argsort(descending=True)[:8]
+    z = torch.zeros(len(order), len(at), vae.latent_dim)
+    for row, latent in enumerate(order.tolist()):
+        z[row, :, latent] = steps
+    names = [f"z{latent}" for latent in order.tolist()]
+    text = (
+        f"{what}; means of p(x|z); each row moves one latent through the prior's quantiles 2 % to 98 %, the others at 0"
+    )
+    return figures.grid(vae.sample(z.flatten(0, 1).to(vae.prior_loc)).cpu(), len(at), text, names)
+
+
+def sigma_figures(vae: Any, x: torch.Tensor, history: History, what: str) -> dict[str, Figure]:
+    if not vae.likelihood.has_sigma:
+        return {}
+    p = vae.decode(vae.encode(x.to(vae.prior_loc)).mean.unsqueeze(0))
+    sigma = p.stddev.mean((0, 1)).cpu()
+    drawn = {
+        "sigma_history": figures.sigma_history(
+            history.curve("dev/sigma"), f"{what}; dev; the ten images of the reconstructions, z: posterior mean"
+        ),
+    }
+    if vae.likelihood.params_per_pixel > 1:  # else one sigma for all pixels
+        text = f"{what}; dev; the decoder's standard deviation, mean over the images of the reconstructions"
+        drawn["sigma_image"] = figures.sigma_image(sigma, text)
+    if vae.likelihood.normalised:
+        residual = ((x.to(p.mean) - p.mean[0]) / p.stddev[0]).cpu()
+        drawn["residuals"] = figures.residuals(residual, f"{what}; dev; (x - mean) / sigma, z: posterior mean")
+    return drawn
+
+
+def generated_figures(data: ImageDataModule, generated: Generated | None, what: str) -> dict[str, Figure]:
+    if generated is None:
+        return {}
+    shown, train = generated.images[:10], data.train_once.images
+    rows, distances = metrics.nearest(shown, train)
+    mode = estimates.sample_mode(data)
+    return {
+        "neighbours": figures.neighbours(
+            shown,
+            as_floats(train[rows]),
+            distances,
+            f"{what}; samples from the prior, x: {mode}; Euclidean distance in pixels",
+        ),
+        "class_histogram": figures.class_histogram(
+            generated.counts,
+            f"{what}; {len(generated.images)} samples from the prior, x: {mode}, as {generated.classifier} sees them",
+        ),
+    }

@@ -1,0 +1,111 @@
+"""All randomness of a run: seeds derived by purpose, and noise that a pass can fix."""
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def derive(seed: int, purpose: str, *counters: int) -> int:
+    """A 63-bit seed that is a function of its arguments alone, on every platform and in every process."""
+    # NumPy pads with zeros, hence the length
+    entropy: Any = [seed, zlib.crc32(purpose.encode()), len(counters), *counters]
+    if max(entropy) < 2**32:  # NumPy takes words as they are five times as fast as numbers of any size
+        entropy = np.array(entropy, np.uint32)
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+Shape = torch.Size | list[int] | tuple[int, ...]
+
+
+class NoiseStreams:
+    """One NumPy stream for each shape of draw: image i of a pass meets the same numbers in a batch of any size."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.streams: dict[tuple[int, ...], np.random.Generator] = {}
+
+    def __call__(self, shape: torch.Size) -> Tensor:
+        samples, images, *event = shape
+        key = (samples, *event)
+        stream = self.streams.setdefault(key, np.random.default_rng([self.seed, *key]))
+        noise = stream.standard_normal((images, samples, *event), dtype=np.float32)
+        return torch.from_numpy(noise).transpose(0, 1)  # (K, B, *event)
+
+
+class RepeatedNoise:
+    """The NoiseStreams of a pass that is made again and again: its draws are kept on `device`, up to `limit` bytes.
+
+    After each epoch the same images meet the same numbers; to draw them takes as long as the decoder.
+    """
+
+    def __init__(self, seed: int, device: torch.device, limit: int = 2**27) -> None:
+        self.seed, self.device, self.limit = seed, device, limit
+        self.kept: list[Tensor] = []  # the first draws of a pass
+        self.start()
+
+    def start(self) -> None:
+        """A pass begins."""
+        self.place = 0
+        self.streams: NoiseStreams | None = None
+
+    def __call__(self, shape: torch.Size) -> Tensor:
+        if self.place < len(self.kept) and self.kept[self.place].shape != shape:
+            del self.kept[self.place :]  # batches of another size than in the pass before
+        noise = self.kept[self.place] if self.place < len(self.kept) else self._drawn(shape)
+        self.place += 1
+        return noise
+
+    def _drawn(self, shape: torch.Size) -> Tensor:
+        if self.streams is None:
+            self.streams = NoiseStreams(self.seed)
+            for before in self.kept:
+                self.streams(before.shape)
+        noise = self.streams(shape).to(self.device)
+        if self.place == len(self.kept) and sum(n.nbytes for n in (*self.kept, noise)) <= self.limit:
+            self.kept.append(noise)
+        return noise
+
+
+class SharedNoise:
+    """What one process would draw for a whole batch, of which rank r of n takes images r, r + n, ..."""
+
+    def __init__(self, seed: int, rank: int, ranks: int, device: torch.device) -> None:
+        self.rank, self.ranks = rank, ranks
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def __call__(self, shape: torch.Size) -> Tensor:
+        samples, images, *event = shape
+        whole = (samples, images * self.ranks, *event)
+        noise = torch.randn(whole, generator=self.generator, device=self.generator.device)
+        return noise[:, self.rank :: self.ranks]
+
+
+Noise = Callable[[torch.Size], Tensor]  # shape (K, B, *event) -> standard normal numbers of that shape
+
+_streams: ContextVar[Noise | None] = ContextVar("noise streams", default=None)
+
+
+def noise_source() -> Noise | None:
+    """What `fixed_noise` has set, or None where torch's own generators draw."""
+    return _streams.get()
+
+
+@contextmanager
+def fixed_noise(source: int | Noise) -> Iterator[None]:
+    """Within it, what `Normal` draws depends on the seed and on the image's place in the pass alone.
+
+    So an evaluation gives the same figures for every batch size and on every device, where the devices' own
+    generators would not. Draws must have shape (K, B, *event) and come in the order of the images. A pass in several
+    pieces hands its `NoiseStreams` in again each time.
+    """
+    token = _streams.set(NoiseStreams(source) if isinstance(source, int) else source)
+    try:
+        yield
+    finally:
+        _streams.reset(token)

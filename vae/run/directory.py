@@ -1,0 +1,253 @@
+"""A run directory belongs to one configuration: identity, lock, and the way back to a trained model."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from vae.data.module import ImageDataModule
+from vae.errors import InputError
+from vae.files import replace, sweep_parts, writable
+from vae.run import settings
+from vae.run.build import build
+from vae.run.process import in_a_child, log_to
+from vae.run.settings import Settings
+from vae.training import checkpoints
+from vae.training.lit import LitVAE
+
+# Keys that may differ between two sittings of a run, because no result depends on them.
+FREE = (
+    "run_dir", "threads", "compile", "checkpoint", "trainer.accelerator", "trainer.enable_progress_bar",
+    "data.root", "data.mirrors", "data.timeout", "data.num_workers", "data.eval_batch_size", "data.resident",
+    "callbacks.checkpoint_minutes", "callbacks.figures_every", "evaluation.cache_dir",
+)  # fmt: skip
+
+GROWS = "trainer.max_epochs"
+
+CHECKPOINT_BYTES = 2**24  # what must be free before the first epoch; a checkpoint of the report's model has 6 MB
+
+
+@dataclass
+class Run:
+    """A directory that belongs to one configuration, and to one process at a time."""
+
+    directory: Path
+    settings: Settings
+
+    @property
+    def checkpoint_directory(self) -> Path:
+        return self.directory / "checkpoints"
+
+    def checkpoint(self, which: str) -> Path:
+        return self.checkpoint_directory / f"{which}.ckpt"
+
+    @property
+    def metrics(self) -> dict[str, Any] | None:
+        """What metrics.json says, or None before the run has ended."""
+        path = self.directory / "metrics.json"
+        try:
+            found = json.loads(path.read_text()) if path.exists() else None
+            if found is not None and not {"epochs", "best_epoch", "stopped_early"} <= dict(found).keys():
+                raise ValueError("not the metrics of a run")
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"{path}: cannot be read ({error}); remove it, and the same command writes it anew"
+            ) from error
+        return found
+
+    @property
+    def finished(self) -> bool:
+        metrics = self.metrics
+        if metrics is None:
+            return False
+        return metrics["epochs"] >= self.settings["trainer"]["max_epochs"] or bool(metrics["stopped_early"])
+
+    @property
+    def begun(self) -> bool:
+        """Whether it holds more than what a process killed before its first file leaves behind."""
+        files = (p for p in self.directory.rglob("*") if p.is_file())
+        return any(p.name != ".lock" and p.suffix != ".part" for p in files)
+
+    @property
+    def resume_from(self) -> Path | None:
+        """The checkpoint where it goes on, or None for a run that never wrote one."""
+        which = self.settings["checkpoint"]
+        path = self.checkpoint(which)
+        if path.exists():
+            return path
+        other = "best" if which == "last" else "last"
+        if self.checkpoint(other).exists():
+            raise InputError(
+                f"{path}: missing, though {other}.ckpt is there; continue from that with checkpoint={other}, "
+                "or start anew in another run_dir"
+            )
+        return None
+
+    def check(self) -> None:
+        """Raises InputError if the directory holds something else than a run of this configuration."""
+        path = self.directory / "config.yaml"
+        if path.exists():
+            self._compare(read_settings(path))
+            if not self.finished:
+                _ = self.resume_from  # which refuses a directory whose checkpoint is gone
+        elif self.begun:
+            raise InputError(
+                f"run_dir={self.directory}: is not empty and not a run (no config.yaml); name a new folder, "
+                "for example run_dir=outputs/mine"
+            )
+
+    def _compare(self, saved: Settings) -> None:
+        differ = differences(saved, self.settings)
+        metrics = self.metrics
+        if metrics is None:  # it has still to be evaluated: how, may be changed, so that it can end where it could not
+            differ = {key: pair for key, pair in differ.items() if not key.startswith("evaluation.")}
+        if differ.keys() == {GROWS}:
+            old, new = differ[GROWS]
+            if new >= old or (metrics is not None and new >= metrics["epochs"]):
+                return
+        if differ:
+            raise InputError(
+                f"run_dir={self.directory}: belongs to another configuration, which differs in {listed(differ)}; "
+                "give the same command to continue it, or another run_dir" + self._hint(differ)
+            )
+
+    def _hint(self, differ: dict[str, tuple[Any, Any]]) -> str:
+        if all(key.startswith("evaluation.") for key in differ):
+            return f"; to evaluate it anew, vae evaluate {self.directory}"
+        lengths = [key for key in differ if key in ("scheduler.T_max", "scheduler.epochs")]
+        if GROWS not in differ or not lengths or "OneCycle" in str(self.settings["scheduler"]["_target_"]):
+            return ""
+        return f"; to train on, keep the schedule's length: {lengths[0]}={differ[lengths[0]][0]}"
+
+    @contextmanager
+    def opened(self, cfg: DictConfig | None = None) -> Iterator[None]:
+        """Created, locked and described by config.yaml, while the block runs; the log goes to train.log.
+
+        Raises InputError if another process works in it or it cannot be created, RunFailed if nothing can be written.
+        In a process that Lightning started for another device, the first one has done so.
+        """
+        if in_a_child():
+            yield
+            return
+        check_device(self.settings)
+        with self.locked():
+            self.check()
+            self.checkpoint_directory.mkdir(exist_ok=True)
+            for folder in (self.directory, self.checkpoint_directory, self.directory / "figures"):
+                sweep_parts(folder)
+            writable(self.checkpoint_directory, CHECKPOINT_BYTES)
+            write(self.directory / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
+            if cfg is not None:
+                self._describe(cfg)
+            log_to(self.directory / "train.log")
+            yield
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """For one process at a time; the lock dies with its holder."""
+        lock = FileLock(self.directory / ".lock")
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                f"run_dir={self.directory}: another process is working in it; wait for it or name another run_dir"
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"run_dir={self.directory}: cannot be written ({error.strerror}); name a folder that can be"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _describe(self, cfg: DictConfig) -> None:
+        """What Hydra would have put in `.hydra` before anything was checked."""
+        from hydra.core.hydra_config import HydraConfig
+
+        hydra = HydraConfig.get()
+        write(self.directory / ".hydra" / "config.yaml", OmegaConf.to_yaml(cfg))
+        write(self.directory / ".hydra" / "hydra.yaml", OmegaConf.to_yaml(hydra))
+        write(self.directory / ".hydra" / "overrides.yaml", yaml.safe_dump(list(hydra.overrides.task)))
+
+
+def differences(saved: Settings, now: Settings) -> dict[str, tuple[Any, Any]]:
+    """The keys on which results depend and that two configurations set differently, with both values."""
+    old, new = (dict(settings.leaves(s)) for s in (saved, now))
+    given_first = sorted({*old, *new}, key=lambda key: (key.count("."), key))  # others may only follow from those
+    keys = [key for key in given_first if key not in FREE and old.get(key) != new.get(key)]
+    return {key: (old.get(key, "absent"), new.get(key, "absent")) for key in keys}
+
+
+def listed(differ: dict[str, tuple[Any, Any]]) -> str:
+    shown = ", ".join(f"{key} ({old} there, {new} now)" for key, (old, new) in list(differ.items())[:6])
+    return shown + (f" and {len(differ) - 6} more" if len(differ) > 6 else "")
+
+
+def check_device(s: Settings) -> None:
+    """Raises InputError where the run asks for a GPU that this machine has not."""
+    wanted = s["trainer"]["accelerator"]
+    if wanted in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise InputError(f"trainer.accelerator={wanted}: torch finds no GPU here; take trainer=cpu or trainer=default")
+
+
+def read_settings(path: Path) -> Settings:
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({str(error).splitlines()[0]}); restore it or take another run_dir"
+        ) from error
+    if not isinstance(loaded, dict) or "latent_dim" not in loaded:
+        raise InputError(
+            f"{path}: is not the configuration of a run of this project; restore it or take another run_dir"
+        )
+    return loaded
+
+
+def write(path: Path, text: str) -> None:
+    """The whole file or the old one, whatever happens in between."""
+    replace(path, text.encode())
+
+
+def load_run(directory: str | os.PathLike[str], which: str = "best") -> tuple[LitVAE, ImageDataModule, Run]:
+    """A trained model in eval mode with its data, from its directory; `which` is `best` or `last`.
+
+    Raises InputError, one line, for a directory that is no run and a checkpoint that is missing, damaged or foreign.
+    """
+    run = Run(Path(directory), {})
+    if not (run.directory / "config.yaml").exists():
+        raise InputError(f"{directory}: is not a run (no config.yaml); name a folder that train.py wrote")
+    run.settings = settings.verify(read_settings(run.directory / "config.yaml"))
+    lit, data = build(run.settings)
+    load_weights(lit, run.checkpoint(which))
+    return lit.eval(), data, run
+
+
+def load_weights(lit: LitVAE, path: Path) -> dict[str, Any]:
+    checkpoint = checkpoints.load(path)
+    checkpoints.check_architecture(checkpoint["state_dict"], lit)
+    check_origin(path, checkpoint["vae"]["settings"], lit.settings)
+    lit.load_state_dict(checkpoint["state_dict"])
+    return checkpoint
+
+
+def check_origin(path: Path, saved: Settings, now: Settings) -> None:
+    """Raises InputError for a checkpoint of the same shapes that another configuration trained."""
+    own = (GROWS, "evaluation.", "callbacks.")  # what may have grown or changed since it was written
+    differ = {key: pair for key, pair in differences(saved, now).items() if not key.startswith(own)}
+    if differ:
+        other = "best" if path.name == "last.ckpt" else "last"
+        raise InputError(
+            f"{path}: was written under another configuration, which differs in {listed(differ)}; put this run's own "
+            f"file back, or continue from the other one (checkpoint={other})"
+        )

@@ -1,0 +1,62 @@
+"""This process: its rank, its Slurm job, its log."""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+
+def slurm_job() -> str | None:
+    """The number of the batch job that this process belongs to; an interactive one is never requeued."""
+    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return None
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
+
+
+def in_a_child() -> bool:
+    """Whether Lightning's ddp, or Slurm, started this process for another device of a run that is already open."""
+    return any(int(os.environ.get(name, 0)) > 0 for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
+
+
+def directory_of(cfg: DictConfig) -> Path:
+    """`run_dir`, and in a sweep the job's number in it."""
+    if in_a_child() and "VAE_RUN_DIR" in os.environ:
+        return Path(os.environ["VAE_RUN_DIR"])
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    directory = Path(cfg.run_dir) / str(HydraConfig.get().job.num) if sweep else Path(cfg.run_dir)
+    # with the time in its name, another process of the same run would find another directory
+    os.environ["VAE_RUN_DIR"] = str(directory.resolve())
+    return directory
+
+
+def log_to(file: Path | None) -> None:
+    """Lines to the terminal and, once there is a run, with the time to its file."""
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(logging.ERROR if in_a_child() else logging.INFO)
+    screen = logging.StreamHandler(sys.stdout)
+    screen.setFormatter(logging.Formatter("%(message)s"))
+    root.addHandler(screen)
+    if file is not None:
+        written = logging.FileHandler(file)
+        written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        root.addHandler(written)
+    for noisy in ("lightning.pytorch", "lightning.fabric", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    # of Lightning about torch, about the number of workers (data are in memory) and of steps between log lines
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+
+
+def log_file() -> str | None:
+    """Where the lines of the run under way are written, or None before it has a directory."""
+    files = [h.baseFilename for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
+    return os.path.relpath(files[0]) if files else None

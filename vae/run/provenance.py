@@ -1,0 +1,40 @@
+"""Where numbers come from: versions, commit, data, device."""
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vae.data.module import ImageDataModule
+from vae.run.settings import Settings
+
+
+def provenance(s: Settings, data: ImageDataModule, device: torch.device) -> dict[str, Any]:
+    names = ("torch", "lightning", "torchvision", "numpy", "hydra-core", "scikit-learn")
+    cuda = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "seed": s["seed"],
+        "git_commit": git_commit(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
+        "data_md5": data.md5,
+        "device": cuda or f"{device.type}, {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "command": " ".join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
+    }
+
+
+def git_commit() -> str | None:
+    """The project's commit, with `+changes` where the tree differs from it; None outside a git checkout."""
+    root = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain").strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,184 @@
+"""The end of a run: the best checkpoint is evaluated, drawn and written down; metrics.json is the last file."""
+
+import ctypes
+import gc
+import json
+import logging
+from contextlib import suppress
+from typing import Any
+
+import torch
+from lightning import Trainer
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+from vae.data.batches import as_floats
+from vae.data.module import ImageDataModule
+from vae.errors import InputError
+from vae.evaluation import estimates, figures
+from vae.evaluation.estimates import Generated, posteriors
+from vae.evaluation.gallery import common_figures, generated_figures, rate_distortion, sigma_figures
+from vae.evaluation.panels import shown_images
+from vae.run.directory import Run, load_weights, write
+from vae.run.provenance import provenance
+from vae.run.settings import caption, leaves
+from vae.run.table import show
+from vae.training import checkpoints
+from vae.training.history import History, writer_of
+from vae.training.lit import LitVAE
+
+log = logging.getLogger(__name__)
+
+# What only training can say; an evaluation on demand leaves it as it was.
+TRAINING = ("epochs", "best_epoch", "steps", "seconds", "images_per_second", "parameters", "stopped_early")
+
+
+def finish(run: Run, lit: LitVAE, data: ImageDataModule, history: History, trainer: Trainer) -> float:
+    """Everything after training; returns the best epoch's monitored metric, for sweepers that optimise."""
+    s = run.settings
+    checkpoint = load_weights(lit, run.checkpoint("best"))
+    lit.to(trainer.strategy.root_device).eval()  # the trainer has taken it off the device when it left
+    found, generated = evaluate(lit, data, s, checkpoint["global_step"])
+    found |= training_figures(history, checkpoint["epoch"])
+    found |= {
+        "epochs": len(history.rows),
+        "best_epoch": checkpoint["epoch"],
+        "steps": trainer.global_step,
+        "seconds": history.seconds,
+        "images_per_second": history.images / history.seconds,
+        "parameters": sum(p.numel() for p in lit.vae.parameters()),
+        "stopped_early": int(trainer.current_epoch < s["trainer"]["max_epochs"]),
+    }
+    drawn = draw(run, lit, data, history, generated)
+    writer = writer_of(trainer)
+    if writer is not None:
+        tensorboard(writer, run, lit, data, found, drawn)
+    write_metrics(run, found, provenance(s, data, lit.device))
+    return show(run)
+
+
+def training_figures(history: History, epoch: int) -> dict[str, float]:
+    """What was logged of the training images in the best epoch."""
+    row = next((row for row in history.rows if row["epoch"] == epoch), {})
+    return {name: value for name, value in row.items() if name.startswith(("train/", "train_eval/"))}
+
+
+def again(run: Run, lit: LitVAE, data: ImageDataModule, which: str) -> None:
+    """The evaluation of a run that is there, under `run.settings`; what training measured of itself is kept."""
+    if run.metrics is None:
+        raise InputError(f"{run.directory}: is not finished (no metrics.json); its command continues it")
+    with run.locked():
+        checkpoint = checkpoints.load(run.checkpoint(which))
+        history = History()
+        history.load_state_dict(checkpoint_state(run))
+        found, generated = evaluate(lit, data, run.settings, checkpoint["global_step"])
+        epoch = run.metrics["best_epoch"] if which == "best" else history.rows[-1]["epoch"]
+        kept = {name: value for name, value in run.metrics.items() if name in TRAINING}
+        kept |= training_figures(history, int(epoch))
+        drawn = draw(run, lit, data, history, generated, which)
+        log.info("%d figures drawn", len(drawn))
+        origin = provenance(run.settings, data, lit.device) | {"checkpoint": which}
+        show(run, write_metrics(run, found | kept, origin, which))
+
+
+def checkpoint_state(run: Run) -> dict[str, Any]:
+    """The history of the epochs, as last.ckpt keeps it."""
+    return checkpoints.load(run.checkpoint("last"))["callbacks"]["History"]
+
+
+def evaluate(
+    lit: LitVAE, data: ImageDataModule, s: dict[str, Any], step: int
+) -> tuple[dict[str, float], Generated | None]:
+    """All figures of a model in eval mode, by name, and the samples that some were taken from."""
+    vae, e, seed = lit.vae, s["evaluation"], s["seed"]
+    found: dict[str, float] = {}
+    batch = max(1, min(1000, estimates.ROWS // s["objective"]["samples"]))
+    for split in ("dev", "test"):
+        images = getattr(data, split).images
+        found |= estimates.objective_figures(vae, lit.objective, images, split, seed, step, batch)
+    found |= estimates.nats_figures(vae, data.test.images, e["samples"], seed, "test")
+    found |= estimates.latent_figures(vae, data.train_once, data.test, "test", e["probes"])
+    if not e["features"]:
+        return found, None
+    more, generated = estimates.sample_figures(vae, data, e, seed)
+    return found | more, generated
+
+
+def write_metrics(run: Run, found: dict[str, float], origin: dict[str, Any], which: str = "best") -> dict[str, Any]:
+    """metrics.json: name -> number, and beside them where they come from; of the last epoch, metrics_last.json."""
+    whole = {**found, "provenance": origin}
+    name = "metrics.json" if which == "best" else f"metrics_{which}.json"
+    write(run.directory / name, json.dumps(whole, indent=2) + "\n")
+    return whole
+
+
+@torch.no_grad()
+def draw(
+    run: Run, lit: LitVAE, data: ImageDataModule, history: History, generated: Generated | None, which: str = "best"
+) -> dict[str, Figure]:
+    """The report's figures and ours, as PNG files in the run's `figures/`; by name."""
+    what = caption(run.settings)
+    x, _ = shown_images(data)
+    drawn = common_figures(run, lit, data, history, which)
+    if lit.vae.likelihood.normalised:  # else there are no nats to draw
+        drawn["rate_distortion"] = rate_distortion(history, what)
+    drawn |= sigma_figures(lit.vae, x, history, what)
+    drawn |= generated_figures(data, generated, what)
+    folder = run.directory / ("figures" if which == "best" else f"figures_{which}")
+    for name, figure in drawn.items():
+        figures.to_png(figure, folder / f"{name}.png")
+    return drawn
+
+
+def tensorboard(
+    writer: SummaryWriter,
+    run: Run,
+    lit: LitVAE,
+    data: ImageDataModule,
+    found: dict[str, float],
+    drawn: dict[str, Figure],
+) -> None:
+    for name, figure in drawn.items():
+        writer.add_figure(f"final/{name}", figure, int(found["steps"]), close=False)
+    count = min(1000, len(data.dev))
+    images = as_floats(data.dev.images[:count])
+    means = posteriors(lit.vae, data.dev.images[:count]).mu
+    writer.add_embedding(means, data.dev.labels[:count].tolist(), images, int(found["steps"]), "posterior_means")
+    flat = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in leaves(run.settings)}
+    flat.pop("run_dir")
+    hparams(writer, flat, found)
+    writer.flush()
+
+
+def hparams(writer: SummaryWriter, flat: dict[str, Any], found: dict[str, float]) -> None:
+    """Into the run's own event file; SummaryWriter.add_hparams would open a second folder."""
+    from torch.utils.tensorboard.summary import hparams as summaries
+
+    final = {
+        f"final/{name}": value for name, value in found.items() if "/kl_per_latent/" not in name
+    }  # apart from the curves of the same names
+    for summary in summaries(flat, final):
+        writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]  # None only after close
+    for name, value in final.items():
+        writer.add_scalar(name, value, int(found["steps"]))
+
+
+def finished(run: Run, lit: LitVAE, data: ImageDataModule, trainer: Trainer, history: History) -> float:
+    """Evaluates, draws and writes down the best checkpoint; returns the best epoch's monitored metric."""
+    if not trainer.is_global_zero:
+        return 0.0
+    give_back()
+    result = finish(run, lit, data, history, trainer)
+    give_back()
+    return result
+
+
+def give_back() -> None:
+    """Freed memory goes back to the system: glibc keeps it, and the evaluation's would come on top of training's."""
+    gc.collect()
+    with suppress(AttributeError, OSError, TypeError):  # other systems' libraries have no such call, and no such need
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def shown(run: Run) -> float:
+    return show(run)

@@ -1,0 +1,90 @@
+"""What a run shows while it trains: a line an epoch, a progress bar, pictures in TensorBoard."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+from vae.evaluation.panels import prior_figure, reconstruction_figure, shown_images
+from vae.training.history import LAYOUT, History, writer_of
+from vae.training.lit import LitVAE
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
+
+
+class EpochLine(Callback):
+    """One line an epoch in the log."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        row = self.history.rows[-1]
+        parts = [f"{name} {row[name]:.2f}" for name in ("train/loss", "dev/loss", "dev/kl", "dev/elbo") if name in row]
+        log.info(
+            "epoch %d of %s  %s  %.0f s", row["epoch"] + 1, trainer.max_epochs, "  ".join(parts), self.history.seconds
+        )
+
+
+class Pictures(Callback):
+    """Reconstructions of the same dev images and samples of the same prior draws, every few epochs."""
+
+    def __init__(self, every: int, seed: int, caption: str, anchors: Callable[[], dict[str, float]]) -> None:
+        self.every, self.seed, self.caption = every, seed, caption
+        self.find_anchors = anchors
+        self.anchors: dict[str, float] | None = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        writer = writer_of(trainer)
+        if writer is None:
+            return
+        if self.anchors is None:
+            self.anchors = self.find_anchors()
+            writer.add_custom_scalars(LAYOUT)
+        for name, value in self.anchors.items():
+            writer.add_scalar(f"anchor/{name.replace(' ', '_')}", value, trainer.global_step)
+        if self.every and (trainer.current_epoch % self.every == 0 or trainer.current_epoch + 1 == trainer.max_epochs):
+            self._draw(trainer, pl_module, writer)
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, writer: "SummaryWriter") -> None:
+        assert isinstance(pl_module, LitVAE)
+        x, _ = shown_images(trainer.datamodule)  # type: ignore[attr-defined]  # Lightning sets it
+        caption = f"{self.caption}; epoch {trainer.current_epoch}"
+        vae, training = pl_module.vae, pl_module.vae.training
+        vae.eval()
+        drawn = {
+            "reconstructions": reconstruction_figure(vae, x, f"{caption}; dev"),
+            "prior samples": prior_figure(vae, self.seed, caption),
+        }
+        vae.train(training)
+        for name, figure in drawn.items():
+            writer.add_figure(name, figure, trainer.global_step, close=False)
+
+
+class QuietBar(TQDMProgressBar):
+    """A bar over the epochs of training, refreshed rarely: a bar that moves each step costs a small model dearly."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=25, leave=False)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:
+        if (rest[-1] + 1) % self.refresh_rate == 0 or trainer.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, *rest)
+
+    def init_validation_tqdm(self) -> Any:
+        bar = super().init_validation_tqdm()
+        bar.disable = True
+        return bar
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        return {k: v for k, v in trainer.progress_bar_metrics.items() if k != "v_num"}
+
+
+def on_a_terminal() -> bool:
+    return sys.stderr.isatty()

@@ -1,0 +1,57 @@
+"""Sums over the images of an epoch."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vae.objectives import Terms
+
+
+class Meter:
+    """Sums over images, kept on the device and read once an epoch."""
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None  # loss, log p(x|z), then KL (D,)
+        self.images = 0
+        self.terms: Terms | None = None  # of an evaluation's last batch
+        self.beta = math.nan
+
+    @torch.no_grad()
+    def add(self, terms: Terms) -> None:
+        images = terms.log_px.shape[0]
+        row = torch.cat([terms.loss.view(1) * images, terms.log_px.sum(0, keepdim=True), terms.kl.sum(0)])
+        self.sums = row.double() if self.sums is None else self.sums.add_(row)
+        self.images += images
+        self.beta = terms.beta
+        self.terms = None if terms.loss.requires_grad else terms  # in training it would keep the graph alive
+
+    @property
+    def totals(self) -> Tensor | None:
+        """(3 + D,) as checkpoints hold them and ranks add them up: loss, reconstruction, images, KL of each latent."""
+        if self.sums is None:
+            return None
+        return torch.cat([self.sums[:1], -self.sums[1:2], self.sums.new_full((1,), self.images), self.sums[2:]])
+
+    @totals.setter
+    def totals(self, value: Tensor | None) -> None:
+        self.sums = None if value is None else torch.cat([value[:1], -value[1:2], value[3:]])
+        self.images = 0 if value is None else int(value[2])
+
+    def kl_per_latent(self) -> Tensor:
+        """(D,), nats per image."""
+        assert self.sums is not None
+        return (self.sums[2:] / self.images).cpu()
+
+    def means(self, split: str, normalised: bool) -> dict[str, float]:
+        """Nats per image; the ELBO is never weighted and absent where the likelihood is not normalised."""
+        assert self.sums is not None
+        sums = self.sums.cpu() / self.images
+        loss, reconstruction, kl = sums[0], -sums[1], sums[2:]
+        if self.terms is not None:  # in training the loss is the mean over batches, which is what is optimised
+            loss = self.terms.whole(reconstruction, kl, loss)
+        means = {"loss": loss.item(), "reconstruction": reconstruction.item(), "kl": kl.sum().item()}
+        means["bound"] = means["reconstruction"] + means["kl"]
+        if normalised:
+            means["elbo"] = -means["reconstruction"] - means["kl"]
+        return {f"{split}/{name}": value for name, value in {**means, "beta": self.beta}.items()}
