@@ -1,6 +1,5 @@
 """Trains a VAE: `python train.py model=conv latent_dim=4`; `--help` explains the keys."""
 
-import gc
 import sys
 from typing import Any
 
@@ -10,41 +9,36 @@ from omegaconf import DictConfig
 from vae.run import command, settings
 
 
-def run(cfg: DictConfig) -> float:
+def train(cfg: DictConfig) -> float:
     """One run, begun or continued, to its result: the best epoch's monitored metric."""
-    s = settings.check(cfg)
+    checked = settings.check(cfg)
     # torch and lightning take seconds to import, which a mistyped key need not wait for
-    from vae.run import build, directory, process, results, table, trainer
+    from vae.run.build import build_data, build_model
+    from vae.run.directory import Run
+    from vae.run.process import directory_of
+    from vae.run.results import evaluate_and_write
+    from vae.run.table import print_results
+    from vae.run.trainer import prepared_trainer
 
-    if not gc.isenabled():  # `main` turned it off; what was imported is never looked through again
-        gc.freeze()
-        gc.enable()
-    run = directory.Run(process.directory_of(cfg), s)
+    run = Run(directory_of(cfg), checked)
     run.check()
-    if run.finished:
-        return table.show(run)
-    data = build.build_data(s)
-    lit = build.build_model(s, data)  # whose training_step calls the objective: training/lit.py, objectives.py
-    with run.opened(cfg), trainer.training(run, lit, data) as (fitter, history):
-        fitter.fit(lit, datamodule=data, ckpt_path=run.resume_from, weights_only=True)
-        return results.finished(run, lit, data, fitter, history)
+    if run.is_finished:
+        return print_results(run)
+    data = build_data(checked)
+    lit = build_model(checked, data)  # its training_step calls the objective: training/lit.py, then objectives.py
+    with run.open(cfg), prepared_trainer(run, lit, data) as (trainer, history):
+        trainer.fit(lit, datamodule=data, ckpt_path=run.resume_from, weights_only=True)
+        return evaluate_and_write(run, lit, data, trainer, history)
 
 
 @hydra.main(version_base="1.3", config_path=settings.CONF, config_name="config")
 def job(cfg: DictConfig) -> float:
-    return command.ended(run, cfg)
+    return command.with_exit_codes(train, cfg)
 
 
 def main() -> Any:
-    sys.argv[1:] = command.placed(sys.argv[1:])
-    if command.answered(sys.argv[1:]):
-        return None
-    gc.disable()  # the imports make a million objects and no garbage, which takes a second to see
-    try:
-        return job()
-    finally:
-        gc.unfreeze()
-        gc.enable()
+    sys.argv[1:] = command.prepare(sys.argv[1:])
+    return None if command.answer_help_or_refuse(sys.argv[1:]) else job()
 
 
 if __name__ == "__main__":

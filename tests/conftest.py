@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -71,13 +70,13 @@ def composed(*overrides: str) -> DictConfig:
     return cfg
 
 
-def settings_of(*overrides: str) -> dict[str, Any]:
+def settings_of(*overrides: str) -> settings.Settings:
     return settings.check(composed(*overrides))
 
 
 def train(*overrides: str) -> float:
     """The run of `python train.py overrides`, in this process."""
-    from train import run
+    from train import train as run
 
     HydraConfig.instance().set_config(copy.deepcopy(_composed(overrides)))
     log_to(None)

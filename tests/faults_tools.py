@@ -166,7 +166,7 @@ def exact(value: Any) -> Any:
 
 def state(directory: Path, which: str) -> Any:
     """All of a checkpoint but clocks, places, and the keys on which no result depends; also Lightning's counters."""
-    from vae.run.directory import FREE
+    from vae.run.directory import NOT_IDENTITY
 
     checkpoint = last(directory, which)
     del checkpoint["callbacks"]["History"]["seconds"]
@@ -175,7 +175,7 @@ def state(directory: Path, which: str) -> Any:
             kept["best_k_models"] = list(kept["best_k_models"].values())
             for place in ("dirpath", "best_model_path", "kth_best_model_path", "current_score"):
                 del kept[place]
-    for key in FREE:
+    for key in NOT_IDENTITY:
         group, _, leaf = key.rpartition(".")
         settings = checkpoint["vae"]["settings"]
         (settings[group] if group else settings).pop(leaf)

@@ -19,7 +19,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from vae.errors import InputError, RunFailed
-from vae.files import sweep_parts, writable
+from vae.files import remove_leftovers, writable
 from vae.training.checkpoints import DurableCheckpointIO, SaveLast, check_architecture, load
 
 NOWHERE = Path("/sys/vae")  # nobody can write there, not even root
@@ -136,10 +136,10 @@ def test_sweep_takes_the_parts_of_dead_processes_only(tmp_path: Path) -> None:
     for name in (dead.pid, os.getpid(), os.getppid(), 1, "mine"):
         (tmp_path / f"last.ckpt.{name}.part").touch()
     (tmp_path / "last.ckpt").touch()
-    sweep_parts(tmp_path)
+    remove_leftovers(tmp_path)
     left = {"last.ckpt", f"last.ckpt.{os.getppid()}.part", "last.ckpt.1.part", "last.ckpt.mine.part"}
     assert {path.name for path in tmp_path.iterdir()} == left
-    sweep_parts(tmp_path / "not there")
+    remove_leftovers(tmp_path / "not there")
 
 
 def test_writable_tries_and_leaves_nothing(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def kill_often(path: Path) -> None:
         found = load(path)
         assert torch.equal(found["big"], torch.full((50_000,), found["value"]))
         parts += len(list(path.parent.glob("*.part")))
-        sweep_parts(path.parent)
+        remove_leftovers(path.parent)
         assert list(path.parent.iterdir()) == [path]
     assert parts, "no kill came in the midst of writing"
     assert load(path)["value"], "nothing was ever written"

@@ -24,7 +24,7 @@ from vae.errors import InputError
 from vae.run import command
 from vae.run.directory import Run, read_settings
 from vae.run.process import directory_of, in_a_child, log_to
-from vae.run.settings import CONF, RULES
+from vae.run.settings import CONF, known_keys
 from vae.training.checkpoints import load
 
 # --- help -------------------------------------------------------------------------------------------------------------
@@ -52,13 +52,12 @@ def test_help_names_every_group_option_and_key_before_torch_is_imported() -> Non
         assert key in text
 
 
-def test_every_key_that_help_names_exists() -> None:
-    from vae.run.helptext import KEYS
+def test_help_and_the_page_of_keys_hold_every_key() -> None:
+    from vae.run.helptext import write_help, write_keys_page
 
-    named = set(re.findall(r"(?<![\w.])((?:\w+\.)+\w+)(?![\w.])", KEYS)) - {"torch.compile"}
-    first = {word.rstrip(",") for line in KEYS.splitlines() for word in line.split("  ")[0].split(", ")}
-    assert len(named | first) > 20
-    assert {key for key in named | first if not any(k == key or k.startswith(f"{key}.") for k in RULES)} == set()
+    for name, key in known_keys().items():
+        assert re.search(rf"^  {re.escape(name)} +.*{re.escape(key.allowed)}\)$", write_help(), re.MULTILINE)
+    assert (ROOT / "docs" / "keys.md").read_text() == write_keys_page()
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -228,7 +227,7 @@ def test_run_that_fails_stops_no_other_of_its_sweep(
 
 
 def test_runs_of_the_same_second_have_directories_of_their_own() -> None:
-    first, second = (settings_of("seed=0", f"threads={n}")["run_dir"] for n in (1, 2))
+    first, second = (settings_of("seed=0", f"threads={n}").plain["run_dir"] for n in (1, 2))
     assert first != second
     assert re.fullmatch(r"outputs/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-\d{6}", first)
 
@@ -253,7 +252,7 @@ def test_a_process_of_another_device_finds_the_run_of_the_first(
 
 def test_a_requeued_job_finds_its_run_and_another_command_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     def place(*arguments: str) -> str:
-        (found,) = [a for a in command.placed([*arguments]) if a.startswith("run_dir=")]
+        (found,) = [a for a in command.with_run_dir([*arguments]) if a.startswith("run_dir=")]
         return found
 
     monkeypatch.setenv("SLURM_JOB_ID", "41")
@@ -266,13 +265,13 @@ def test_a_requeued_job_finds_its_run_and_another_command_does_not(monkeypatch: 
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
     assert place("latent_dim=3").startswith("run_dir=outputs/slurm/40_7-")
     monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # a shell on a node: what runs there is not one command
-    assert command.placed(["latent_dim=3"]) == ["latent_dim=3"]
+    assert command.with_run_dir(["latent_dim=3"]) == ["latent_dim=3"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the machine must lack what is asked for")
 def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     one = Run(tmp_path / "run", settings_of("data=digits", "trainer=gpu"))
-    with pytest.raises(InputError, match=r"^trainer\.accelerator=gpu: .*no GPU.*trainer=cpu"), one.opened():
+    with pytest.raises(InputError, match=r"^trainer\.accelerator=gpu: .*no GPU.*trainer=cpu"), one.open():
         pytest.fail("it was opened")
     assert list(tmp_path.iterdir()) == []
 
@@ -287,7 +286,7 @@ def test_an_unexpected_failure_names_the_log_which_has_its_trace(
 
     monkeypatch.setattr(command.HydraConfig, "get", lambda: SimpleNamespace(mode=RunMode.RUN))
     with pytest.raises(SystemExit) as ended:
-        command.ended(fails, OmegaConf.create())
+        command.with_exit_codes(fails, OmegaConf.create())
     assert ended.value.code == 1
     assert caplog.messages[-1].startswith("ZeroDivisionError: division by zero; its log: ")
     assert caplog.messages[-1].endswith("train.log")

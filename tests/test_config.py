@@ -18,9 +18,9 @@ from test_downloads import publish, put, small_set
 from vae.errors import InputError
 from vae.run import command, results, settings
 from vae.run.build import build, build_objective
-from vae.run.directory import FREE, Run
-from vae.run.settings import CONF, RULES, leaves
-from vae.run.trainer import trainer_of
+from vae.run.directory import NOT_IDENTITY, Run
+from vae.run.settings import CONF, known_keys, leaves
+from vae.run.trainer import build_trainer
 from vae.training.callbacks import Pictures
 from vae.training.checkpoints import SaveLast
 from vae.training.history import History
@@ -43,14 +43,14 @@ CONVOLUTIONS = (
 )
 NEEDS = {  # what an option cannot do without
     "likelihood=bernoulli": ("data.binarize=dynamic",),
-    "objective=iwae": ("objective.samples=3",),
+    "objective=iwae": ("objective.samples=3", "likelihood=gaussian"),
 }
 ELSEWHERE = {"data=mnist", "data=fashion_mnist", "data=kmnist", "trainer=gpu", "trainer=ddp"}  # files, other devices
 
 
 def options() -> list[str]:
     """Every `group=option` there is; `base` is what the options of a group share."""
-    files = [path for path in CONF.rglob("*/*.yaml") if path.stem != "base"]
+    files = [path for path in CONF.rglob("*/*.yaml") if path.stem not in ("base", "own")]
     return sorted(f"{path.parent.relative_to(CONF)}={path.stem}" for path in files)
 
 
@@ -70,8 +70,8 @@ QUIET: Settings = {
 }
 
 
-def trainer_options(s: Settings) -> Settings:
-    return {key: value for key, value in s["trainer"].items() if key != "enable_progress_bar"}
+def trainer_options(s: Settings) -> dict[str, Any]:
+    return {key: value for key, value in s.plain["trainer"].items() if key not in ("enable_progress_bar", "fast_step")}
 
 
 # --- every option -----------------------------------------------------------------------------------------------------
@@ -114,8 +114,8 @@ def test_data_option_trains_on_its_files(name: str, tmp_path: Path, monkeypatch:
 
 
 def test_trainer_options_name_their_devices() -> None:
-    assert settings_of("trainer=gpu")["trainer"] == settings_of()["trainer"] | {"accelerator": "gpu"}
-    assert settings_of("trainer=cpu")["trainer"] == settings_of()["trainer"] | {"accelerator": "cpu"}
+    assert settings_of("trainer=gpu").plain["trainer"] == settings_of().plain["trainer"] | {"accelerator": "gpu"}
+    assert settings_of("trainer=cpu").plain["trainer"] == settings_of().plain["trainer"] | {"accelerator": "cpu"}
     trainer = Trainer(**trainer_options(settings_of("trainer=ddp")), **QUIET)
     assert (trainer.num_devices, trainer.world_size) == (2, 2)
     assert type(trainer.strategy).__name__ == "DDPStrategy"
@@ -123,7 +123,7 @@ def test_trainer_options_name_their_devices() -> None:
 
 def test_default_configuration_is_the_report_s() -> None:
     """The report's MLP with its likelihood, optimizer and length."""
-    found = dict(leaves(settings_of()))
+    found = dict(leaves(settings_of().plain))
     report = {
         "latent_dim": 4, "dropout": 0.3, "seed": 0,
         "model.encoder.hidden": [200, 200, 200], "model.encoder.activation": "relu", "model.encoder.dropout": 0.3,
@@ -139,10 +139,10 @@ def test_default_configuration_is_the_report_s() -> None:
 
 
 def test_recipes_are_differences_from_the_report_s_model() -> None:
-    default = settings_of()
-    conv, both = settings_of("experiment=report_conv"), settings_of("experiment=report_conv_decoder")
-    assert settings_of("experiment=report_mlp") | {"run_dir": ""} == default | {"run_dir": ""}
-    mean = settings_of("experiment=report_mlp_mean")["likelihood"]
+    default = settings_of().plain
+    conv, both = (settings_of(f"experiment={name}").plain for name in ("report_conv", "report_conv_decoder"))
+    assert settings_of("experiment=report_mlp").plain | {"run_dir": ""} == default | {"run_dir": ""}
+    mean = settings_of("experiment=report_mlp_mean").plain["likelihood"]
     assert mean == default["likelihood"] | {"reconstruct": "mean"}
     assert conv["model"]["encoder"]["_target_"] == both["model"]["encoder"]["_target_"] == "vae.networks.ConvEncoder"
     assert conv["model"]["decoder"] == default["model"]["decoder"]
@@ -151,8 +151,8 @@ def test_recipes_are_differences_from_the_report_s_model() -> None:
 
 def test_a_key_on_the_command_line_wins_over_a_recipe() -> None:
     assert (
-        settings_of("experiment=report_mlp_mean", "likelihood.reconstruct=sample")["likelihood"]
-        == (settings_of()["likelihood"])
+        settings_of("experiment=report_mlp_mean", "likelihood.reconstruct=sample").plain["likelihood"]
+        == (settings_of().plain["likelihood"])
     )
 
 
@@ -210,7 +210,7 @@ def watchers(s: Settings) -> list[tuple[Any, ...]]:
     """Of the trainer's callbacks, what they watch and how patiently."""
     run = Run(Path("nowhere"), s)
     last = SaveLast("nowhere", 1)
-    trainer = trainer_of(run, History(), Pictures(0, 0, "", dict), GracefulStop(last.save), last)
+    trainer = build_trainer(run, False, History(), Pictures(0, 0, "", dict), GracefulStop(last.save), last)
     return [
         (type(c), getattr(c, "monitor", None), getattr(c, "mode", None), getattr(c, "patience", None))
         for c in trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it
@@ -264,7 +264,7 @@ CASES: dict[str, Case] = {
     "likelihood.min_scale": Case(0.5, (*SHORT, "likelihood=discretized_logistic")),
     "objective.samples": Case(3),
     "objective.free_bits": Case(5.0),
-    "objective.gradient": Case("dreg", (*SHORT, "objective=iwae", "objective.samples=3")),
+    "objective.gradient": Case("dreg", (*SHORT, "likelihood=gaussian", "objective=iwae", "objective.samples=3")),
     "objective.beta": Case(7),
     "objective.beta.value": Case(7.0),
     "objective.beta.start": Case(0.5, LINEAR),
@@ -323,6 +323,7 @@ ANOTHER = {
     "trainer.enable_progress_bar": False, "data.root": "elsewhere", "data.mirrors": ["https://example.org/"],
     "data.timeout": 1.5, "data.num_workers": 1, "data.eval_batch_size": 70, "callbacks.checkpoint_minutes": 0.5,
     "callbacks.figures_every": 3, "evaluation.cache_dir": "elsewhere", "data.resident": True,
+    "trainer.fast_step": False,
 }  # fmt: skip
 
 
@@ -348,7 +349,7 @@ def test_key_changes_the_run(key: str) -> None:
 @pytest.mark.parametrize("key", ANOTHER)
 def test_free_key_changes_no_weight(key: str) -> None:
     s = changed(SHORT, key, ANOTHER[key])
-    assert dict(leaves(s))[key] != dict(leaves(settings_of(*SHORT)))[key]
+    assert dict(leaves(s.plain))[key] != dict(leaves(settings_of(*SHORT).plain))[key]
     assert weights(s) == unchanged(SHORT, weights)
 
 
@@ -363,8 +364,10 @@ def test_compiled_networks_train_alike() -> None:
 
 def test_every_key_has_a_test() -> None:
     """A new key without a line in one of the tables above fails here."""
-    assert set(CASES) | set(ANOTHER) | set(FIGURES) | {"compile", "data.name"} == set(RULES)
-    assert set(ANOTHER) | {"compile"} == set(FREE)
+    assert set(CASES) | set(ANOTHER) | set(FIGURES) | {"compile", "data.name", "callbacks.extra", "logger"} == set(
+        known_keys()
+    )
+    assert set(ANOTHER) | {"compile"} == set(NOT_IDENTITY)
     assert not set(CASES) & set(ANOTHER)
 
 
@@ -372,17 +375,17 @@ def test_every_value_of_the_tables_can_be_given_on_the_command_line() -> None:
     for given in {case.given for case in CASES.values()}:
         keys = {k: c.value for k, c in CASES.items() if c.given == given and k != "objective.beta"}
         written = [f"{key}={str(value).replace(' ', '')}" for key, value in (keys | ANOTHER).items()]
-        found = dict(leaves(settings_of(*given, *[w.replace("None", "null") for w in written])))
+        found = dict(leaves(settings_of(*given, *[w.replace("None", "null") for w in written]).plain))
         assert {key: found[key] for key in keys} == keys
 
 
 def test_an_interpolated_key_follows_until_it_is_set() -> None:
     s = settings_of("dropout=0.1", "seed=5", "trainer.max_epochs=9", "scheduler=cosine", "model=conv")
-    assert s["model"]["encoder"]["dropout"] == 0.1
-    assert s["model"]["decoder"]["dropout"] == 0
-    assert s["data"]["seed"] == 5
-    assert s["scheduler"]["T_max"] == 9
-    assert settings_of("dropout=0.1", "model.encoder.dropout=0.2")["model"]["encoder"]["dropout"] == 0.2
+    assert s.plain["model"]["encoder"]["dropout"] == 0.1
+    assert s.plain["model"]["decoder"]["dropout"] == 0
+    assert s.plain["data"]["seed"] == 5
+    assert s.plain["scheduler"]["T_max"] == 9
+    assert settings_of("dropout=0.1", "model.encoder.dropout=0.2").plain["model"]["encoder"]["dropout"] == 0.2
 
 
 def test_beta_is_a_number_or_a_schedule() -> None:
@@ -408,7 +411,7 @@ def five_by_seven(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[st
 
 def evaluated(s: Settings) -> dict[str, float]:
     lit, data = build(s)
-    return results.evaluate(lit.eval(), data, s, 0)[0]
+    return results.evaluate(lit.eval(), data, s.plain, 0)[0]
 
 
 def test_evaluation_keys_change_the_figures(five_by_seven: tuple[str, ...], tmp_path: Path) -> None:
@@ -435,9 +438,9 @@ def test_evaluation_keys_change_the_figures(five_by_seven: tuple[str, ...], tmp_
 
 def test_name_of_the_data_changes_the_run(five_by_seven: tuple[str, ...]) -> None:
     s = settings_of(*five_by_seven)
-    digits = copy.deepcopy(s)
+    digits = copy.deepcopy(s.plain)
     digits["data"]["name"] = "digits"
-    assert weights(digits) != weights(s)
+    assert weights(settings.verify(digits)) != weights(s)
 
 
 def test_every_key_of_conf_has_a_rule_and_every_rule_a_key() -> None:
@@ -445,16 +448,21 @@ def test_every_key_of_conf_has_a_rule_and_every_rule_a_key() -> None:
     found: set[str] = set()
     for option in options():
         overrides = (option,) if option in ELSEWHERE else small_with(option)
-        found |= {key for key, _ in leaves(settings_of(*overrides))}
+        found |= {key for key, _ in leaves(settings_of(*overrides).plain)}
     names = {key for key in found if key.rpartition(".")[2] not in ("_target_", "_partial_")}
-    assert names == set(RULES) - {"objective.beta"}
+    assert {name for name in names if not name.startswith("logger.")} == set(known_keys()) - {
+        "objective.beta",
+        "callbacks.extra",
+        "logger",
+    }
 
 
-def test_every_rule_accepts_its_own_example_and_says_what_is_allowed() -> None:
-    for key, rule in RULES.items():
-        assert rule.accepts(yaml.safe_load(rule.example)), key
-        assert "\n" not in rule.allowed
-        assert rule.allowed
+def test_every_key_accepts_its_own_example_and_says_what_is_allowed() -> None:
+    for name, key in known_keys().items():
+        assert key.accepts(yaml.safe_load(key.example)), name
+        assert "\n" not in key.allowed
+        assert key.allowed
+        assert key.meaning
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -480,8 +488,8 @@ REFUSED = {  # arguments: the key and value that the line names, and what it say
     "data.batch_size=0": ("data.batch_size=0", "of at least 1"),
     "data.dev_size=0": ("data.dev_size=0", "null"),
     "data.split=first": ("data.split=first", "last, random"),
-    "seed=-1": ("seed=-1", "from 0"),
-    "seed=9223372036854775808": ("seed=9223372036854775808", "2^63 - 1"),
+    "seed=-1": ("seed=-1", "of at least 0"),
+    "seed=9223372036854775808": ("seed=9223372036854775808", "below 2^63"),
     "run_dir=": ("run_dir=", "not empty"),
     "trainer.max_epochs=0": ("trainer.max_epochs=0", "of at least 1"),
     "trainer.precision=16": ("trainer.precision=16", "bf16-mixed"),
@@ -564,6 +572,6 @@ def test_kernel_beyond_the_image_is_refused_with_the_arithmetic(half: str) -> No
 
 def test_settings_are_plain_and_resolved() -> None:
     """What goes into checkpoints, and names a run: no interpolation, no container of OmegaConf's."""
-    for key, value in leaves(settings_of("objective/beta=cyclic", "data.mirrors=[https://example.org/]")):
+    for key, value in leaves(settings_of("objective/beta=cyclic", "data.mirrors=[https://example.org/]").plain):
         assert type(value) in (int, float, str, bool, list, type(None)), key
         assert "${" not in str(value), key

@@ -37,7 +37,7 @@ from faults_tools import (
 from faults_writer import checkpoint
 from filelock import FileLock
 
-from vae.files import sweep_parts
+from vae.files import remove_leftovers
 from vae.training.checkpoints import DurableCheckpointIO, load
 
 pytestmark = pytest.mark.faults
@@ -178,7 +178,7 @@ def survive(server: Server, arguments: list[str], whole: Whole, folder: Path, ki
         directory = folder / str(runs)
         while True:
             command = server.start(*arguments, f"run_dir={directory}")
-            if done < kills and not command.ended(moments.uniform(0, whole.seconds)):
+            if done < kills and not command.with_exit_codes(moments.uniform(0, whole.seconds)):
                 command.kill()
             if command.wait() != -signal.SIGKILL:
                 break
@@ -248,7 +248,7 @@ def test_kill_9_during_50_checkpoint_writes(server: Server, tmp_path: Path, else
         command.kill()
         within += len(list(tmp_path.glob("*.part")))
         assert len(load(path)["state_dict"]["value"].unique()) == 1
-        sweep_parts(tmp_path)
+        remove_leftovers(tmp_path)
         assert list(tmp_path.iterdir()) == [path]
     assert within >= 40, "the kills came too late"
     assert load(path)["state_dict"]["value"][0] > 0, "nothing was ever written"

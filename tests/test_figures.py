@@ -21,7 +21,7 @@ HISTORY = {
     "dev": CURVE,
     "train_eval": [(e, v - 0.5) for e, v in CURVE],
 }
-ANCHORS = {
+BASELINES = {
     "mean image": 52.19,
     "PCA 2": 43.97,
     "PCA 4": 38.51,
@@ -34,7 +34,7 @@ LABELS = np.arange(60) % 10
 EVERY = {
     "reconstructions": lambda text: figures.reconstructions(GREY, GREY**2, text),
     "reconstructions, colour": lambda text: figures.reconstructions(COLOUR, COLOUR**2, text),
-    "losses": lambda text: figures.losses(HISTORY, text, ANCHORS),
+    "losses": lambda text: figures.losses(HISTORY, text, BASELINES),
     "latents, 1": lambda text: figures.latents(RNG.normal(size=(60, 1)), LABELS, text),
     "latents, 2": lambda text: figures.latents(RNG.normal(size=(60, 2)), LABELS, text),
     "latents, 5": lambda text: figures.latents(RNG.normal(size=(60, 5)), LABELS, text),
@@ -180,13 +180,13 @@ def test_losses_draw_the_histories_given():
 
 
 def test_anchors_stand_at_their_values_and_their_names_do_not_collide():
-    figure = figures.losses(HISTORY, "", ANCHORS)
+    figure = figures.losses(HISTORY, "", BASELINES)
     dev = figure.axes[1]
     low, high = dev.get_ylim()
     level = {line.get_ydata()[0] for line in dev.lines if line.get_linestyle() == ":"}
-    assert level == {value for value in ANCHORS.values() if low < value < high}
-    names = [text for text in dev.texts if text.get_text().lstrip("\u2191\u2193 ").split(":")[0] in ANCHORS]
-    assert len(names) == len(ANCHORS)
+    assert level == {value for value in BASELINES.values() if low < value < high}
+    names = [text for text in dev.texts if text.get_text().lstrip("\u2191\u2193 ").split(":")[0] in BASELINES]
+    assert len(names) == len(BASELINES)
     assert "\u2193 PCA 32: 14.12" in words(figure)  # would squeeze the curve
     pixels(figure)
     boxes = [text.get_window_extent() for text in names]
@@ -196,15 +196,15 @@ def test_anchors_stand_at_their_values_and_their_names_do_not_collide():
     assert np.ptp(values) / (high - low) > 0.29  # a third, less the padding
 
 
-@pytest.mark.parametrize("anchors", [None, ANCHORS], ids=["plain", "anchors"])
-def test_a_single_epoch_is_a_visible_point(anchors):
-    figure = figures.losses({"train": [(0, 57.4)], "dev": [(0, 48.5)], "train_eval": [(0, 48.0)]}, "", anchors)
+@pytest.mark.parametrize("baselines", [None, BASELINES], ids=["plain", "baselines"])
+def test_a_single_epoch_is_a_visible_point(baselines):
+    figure = figures.losses({"train": [(0, 57.4)], "dev": [(0, 48.5)], "train_eval": [(0, 48.0)]}, "", baselines)
     dev = figure.axes[1]
     assert dev.lines[0].get_marker() == "o"
     assert dev.get_xlim() == (-1, 1)
     assert dev.get_ylim()[0] < 48.5 < dev.get_ylim()[1]
-    if anchors:
-        assert sum(line.get_linestyle() == ":" for line in dev.lines) == len(anchors)
+    if baselines:
+        assert sum(line.get_linestyle() == ":" for line in dev.lines) == len(baselines)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ HOLED[1, 0, 2, 3] = NAN
         ("x_hat", lambda: figures.reconstructions(GREY, HOLED, "")),
         (r"history\['dev'\]", lambda: figures.losses({"train": [(0, 1.0)], "dev": [(0, INF)]}, "")),
         (r"history\['train_eval'\]", lambda: figures.losses({**HISTORY, "train_eval": [(0, NAN)]}, "")),
-        ("anchors", lambda: figures.losses(HISTORY, "", {"mean image": NAN})),
+        ("baselines", lambda: figures.losses(HISTORY, "", {"mean image": NAN})),
         ("mu", lambda: figures.latents([[NAN, 0.0]], [0], "")),
         (r"rows\['b'\]", lambda: figures.samples({"a": GREY, "b": HOLED}, "")),
         ("images", lambda: figures.grid(HOLED, 2, "")),

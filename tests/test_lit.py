@@ -18,7 +18,7 @@ from vae.model import VAE
 from vae.networks import MLPDecoder, MLPEncoder
 from vae.objectives import ELBO, IWAE, Terms
 from vae.run.build import build
-from vae.training.finiteness import LateWatch
+from vae.training.finiteness import NonFiniteWatch
 from vae.training.lit import LitVAE
 from vae.training.meters import Meter
 
@@ -60,7 +60,7 @@ class Seen(Callback):
     """The loss, the batch and the weights of every step, the last from before it."""
 
     def __init__(self) -> None:
-        self.losses: list[Tensor] = []
+        self.per_image_loss: list[Tensor] = []
         self.batches: list[Any] = []
         self.weights: list[dict[str, Tensor]] = []
 
@@ -70,10 +70,10 @@ class Seen(Callback):
         torch.rand(len(self.batches))  # somebody else draws from the global generator, ever more
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *rest: Any) -> None:
-        self.losses.append(outputs["loss"])
+        self.per_image_loss.append(outputs["loss"])
 
 
-def trainer_of(seen: Seen | None = None, **options: Any) -> Trainer:
+def build_trainer(seen: Seen | None = None, **options: Any) -> Trainer:
     defaults: dict[str, Any] = {"accelerator": "cpu", "max_epochs": 1, "num_sanity_val_steps": 0}
     return Trainer(
         **defaults | options,
@@ -86,13 +86,13 @@ def trainer_of(seen: Seen | None = None, **options: Any) -> Trainer:
 
 
 def fit(lit: LitVAE, x: Tensor, seen: Seen | None = None, eval_size: int = 6, **options: Any) -> Trainer:
-    trainer = trainer_of(seen, **options)
+    trainer = build_trainer(seen, **options)
     trainer.fit(lit, loader(x), [loader(x[:10], eval_size), loader(x, eval_size)])
     return trainer
 
 
 def validated(lit: LitVAE, x: Tensor, size: int) -> dict[str, float]:
-    trainer = trainer_of()
+    trainer = build_trainer()
     trainer.validate(lit, [loader(x[:10], size), loader(x, size)], verbose=False)
     return {name: value.item() for name, value in trainer.callback_metrics.items()}
 
@@ -143,7 +143,7 @@ def test_logged_elbo_is_that_of_the_unweighted_objective(objective: Any) -> None
     x = images()
     logged = validated(lit_vae(objective=objective), x, 6)
     lit = lit_vae()
-    plain = estimates.objective_figures(lit.eval().vae, ELBO(), levels()[:10], "dev", seed=0, step=0)
+    plain = estimates.objective_metrics(lit.eval().vae, ELBO(), levels()[:10], "dev", seed=0, step=0)
     assert logged["dev/kl"] == pytest.approx(plain["dev/kl"])
     assert logged["dev/loss"] != pytest.approx(plain["dev/loss"], rel=1e-3)
     assert logged["dev/elbo"] == -logged["dev/reconstruction"] - logged["dev/kl"]
@@ -161,7 +161,7 @@ def test_train_loss_is_the_mean_over_images() -> None:
     seen = Seen()
     logged = fit(lit_vae(), images(), seen).callback_metrics
     assert [len(x) for x, _ in seen.batches] == list(SIZES)
-    expected = sum(loss.item() * size for loss, size in zip(seen.losses, SIZES, strict=True)) / sum(SIZES)
+    expected = sum(loss.item() * size for loss, size in zip(seen.per_image_loss, SIZES, strict=True)) / sum(SIZES)
     assert logged["train/loss"].item() == pytest.approx(expected)
     assert logged["train/loss"].dtype == torch.float64
 
@@ -169,7 +169,7 @@ def test_train_loss_is_the_mean_over_images() -> None:
 def test_epochs_are_summed_up_apart() -> None:
     seen = Seen()
     logged = fit(lit_vae(), images(), seen, max_epochs=2).callback_metrics
-    expected = sum(loss.item() * size for loss, size in zip(seen.losses[3:], SIZES, strict=True)) / sum(SIZES)
+    expected = sum(loss.item() * size for loss, size in zip(seen.per_image_loss[3:], SIZES, strict=True)) / sum(SIZES)
     assert logged["train/loss"].item() == pytest.approx(expected)
 
 
@@ -206,7 +206,7 @@ def test_the_gradient_norm_is_without_a_scalers_scale(fused: bool, monkeypatch: 
 
 def at_step(lit: LitVAE, step: int) -> LitVAE:
     """As if so many steps had been taken."""
-    trainer = trainer_of()
+    trainer = build_trainer()
     trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step
     trainer.strategy._lightning_module = lit
     lit.trainer = trainer
@@ -224,7 +224,7 @@ def test_a_step_is_a_function_of_seed_and_step() -> None:
         lit.load_state_dict(seen.weights[5])
         torch.manual_seed(step + seed)
         loss = at_step(lit, step).train().training_step(seen.batches[5], batch_idx)
-        assert (loss.item() == seen.losses[5].item()) is same
+        assert (loss.item() == seen.per_image_loss[5].item()) is same
 
 
 def test_two_runs_draw_alike_whatever_the_global_generator_says() -> None:
@@ -233,7 +233,7 @@ def test_two_runs_draw_alike_whatever_the_global_generator_says() -> None:
         lit, seen = lit_vae(), Seen()
         torch.manual_seed(state)
         fit(lit, images(), seen, max_epochs=2)
-        runs_.append((torch.stack(seen.losses), lit.state_dict()))
+        runs_.append((torch.stack(seen.per_image_loss), lit.state_dict()))
     (first, weights), (second, others) = runs_
     assert torch.equal(first, second)
     assert all(torch.equal(weights[name], others[name]) for name in weights)
@@ -246,7 +246,7 @@ def test_accumulated_batches_draw_their_own_noise() -> None:
     seen = Seen()
     fit(lit_vae(), torch.cat([x, x]), seen, accumulate_grad_batches=2)
     assert all(torch.equal(seen.weights[0][name], value) for name, value in seen.weights[1].items())
-    assert seen.losses[0] != seen.losses[1]
+    assert seen.per_image_loss[0] != seen.per_image_loss[1]
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ def test_evaluation_at_the_end_repeats_validation(objective: str) -> None:
     lit = lit_vae(SquaredErrorHead(), OBJECTIVES[objective])
     trainer = fit(lit, images(), eval_size=4)
     vae, step = lit.eval().vae, trainer.global_step
-    figures = estimates.objective_figures(vae, lit.objective, levels()[:10], "dev", lit.seed, step, batch=3)
+    figures = estimates.objective_metrics(vae, lit.objective, levels()[:10], "dev", lit.seed, step, batch=3)
     logged = trainer.callback_metrics
     for name in ("loss", "reconstruction", "kl", "beta"):
         assert figures[f"dev/{name}"] == pytest.approx(logged[f"dev/{name}"].item(), rel=1e-5), name
@@ -301,7 +301,7 @@ def test_epoch_does_not_change_with_how_images_come(change: list[str]) -> None:
     found = []
     for overrides in ([], change):
         lit, data = build(settings_of(*base, *overrides))
-        trainer = trainer_of(limit_train_batches=3)
+        trainer = build_trainer(limit_train_batches=3)
         trainer.fit(lit, datamodule=data)
         found.append({name: value.item() for name, value in trainer.callback_metrics.items()})
     assert found[1] == pytest.approx(found[0], rel=1e-6)
@@ -347,7 +347,7 @@ def test_last_finite_loss_is_named_and_no_weight_takes_the_other_in() -> None:
         fit(lit, x, seen)
     line = str(caught.value)
     assert "the loss is nan at step 2 (epoch 0): reconstruction = nan and kl = nan is not finite" in line
-    assert f"last finite loss {seen.losses[1].item():.6g} at step 1" in line
+    assert f"last finite loss {seen.per_image_loss[1].item():.6g} at step 1" in line
     assert all(torch.equal(value, seen.weights[2][name]) for name, value in lit.state_dict().items())
 
 
@@ -390,11 +390,11 @@ def test_what_an_accelerator_notes_names_the_terms_and_the_last_finite_loss() ->
     def terms(log_px: float, kl: float) -> Terms:
         return Terms(torch.tensor(kl - log_px), torch.full((3,), log_px), torch.full((3, 1), kl), 1.0)
 
-    late = LateWatch()
+    late = NonFiniteWatch()
     for step, (log_px, kl) in enumerate([(-7.0, 1.0), (-6.0, 0.5), (-math.inf, 0.5), (-5.0, 0.5), (-4.0, math.nan)]):
         late.add(terms(log_px, kl), step)
         assert bool(late.broken) == (step > 1)
     assert late.words() == "loss and reconstruction and kl not finite; last finite loss 6.5 at step 1"
-    first = LateWatch()
+    first = NonFiniteWatch()
     first.add(terms(math.nan, 0.5), 0)
     assert first.words() == "loss and reconstruction not finite; no step before it was finite"

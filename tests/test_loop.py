@@ -17,9 +17,9 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from vae.errors import Stopped
 from vae.run.build import build
 from vae.run.directory import Run
-from vae.run.trainer import training
+from vae.run.trainer import prepared_trainer
 from vae.training.history import History
-from vae.training.lightning_insides import IN_A_STEP, StepLoop
+from vae.training.lightning_insides import HOOKS_IN_A_STEP, StepLoop
 from vae.training.lit import LitVAE
 
 pytestmark = pytest.mark.usefixtures("digits_once")
@@ -39,7 +39,7 @@ SHORT = (
 @pytest.fixture(scope="module", autouse=True)
 def _undrawn() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vae.run.trainer.anchors", lambda *arguments: {})
+        patch.setattr("vae.run.trainer.baselines", lambda *arguments: {})
         yield
 
 
@@ -54,7 +54,7 @@ def trained(
         s = settings_of(*SHORT, *overrides)
         lit, data = build(s)
         run = Run(folder / loop.__name__, s)
-        with run.opened(), training(run, lit, data) as (trainer, _):
+        with run.open(), prepared_trainer(run, lit, data) as (trainer, _):
             trainer.callbacks[:0] = more  # type: ignore[attr-defined]  # before those that stop and save
             trainer.fit(lit, datamodule=data, ckpt_path=run.resume_from, weights_only=True)
     return lit, trainer
@@ -96,7 +96,7 @@ def require_equal(ours: tuple[LitVAE, Trainer], lightnings: tuple[LitVAE, Traine
 )
 def test_a_plain_run_is_lightnings_to_the_bit(overrides: tuple[str, ...], tmp_path: Path) -> None:
     ours = trained(tmp_path, StepLoop, *overrides)
-    assert loop_of(ours[1]).plain
+    assert loop_of(ours[1]).fast
     assert ours[1].global_step == STEPS * EPOCHS
     require_equal(ours, trained(tmp_path, _TrainingEpochLoop, *overrides))
 
@@ -112,7 +112,7 @@ class Clipping(LitVAE):
 
 def test_a_modules_own_clipping_is_called(tmp_path: Path) -> None:
     ours = trained(tmp_path, StepLoop, "optimizer=sgd", kind=Clipping)
-    assert loop_of(ours[1]).plain
+    assert loop_of(ours[1]).fast
     require_equal(ours, trained(tmp_path, _TrainingEpochLoop, "optimizer=sgd", kind=Clipping))
     free, _ = trained(tmp_path / "free", StepLoop, "optimizer=sgd")
     assert any(not torch.equal(a, b) for a, b in zip(ours[0].parameters(), free.parameters(), strict=True))
@@ -148,14 +148,14 @@ def test_hooks_come_in_lightnings_order_and_find_its_counts(tmp_path: Path) -> N
     found = {}
     for loop in (StepLoop, _TrainingEpochLoop):
         calls: list[tuple[Any, ...]] = []
-        kind = noting(LitVAE, (*IN_A_STEP, "on_train_batch_end"), calls)
+        kind = noting(LitVAE, (*HOOKS_IN_A_STEP, "on_train_batch_end"), calls)
         watch = noting(Callback, ("on_train_batch_start", "on_train_batch_end", "on_train_epoch_end"), calls)()
         end = partial(watch.note, "lambda", "on_train_batch_end")
         given = LambdaCallback(on_train_batch_end=lambda trainer, *_, end=end: end(trainer))  # not its class's hook
         _, trainer = trained(tmp_path, loop, kind=kind, more=[watch, given])
         found[loop] = calls
-        assert loop is _TrainingEpochLoop or loop_of(trainer).plain
-    assert {hook for _, hook, *_ in found[StepLoop]} >= {*IN_A_STEP, "on_train_batch_start", "on_train_batch_end"}
+        assert loop is _TrainingEpochLoop or loop_of(trainer).fast
+    assert {hook for _, hook, *_ in found[StepLoop]} >= {*HOOKS_IN_A_STEP, "on_train_batch_start", "on_train_batch_end"}
     assert ("lambda", "on_train_batch_end") in {(who, hook) for who, hook, *_ in found[StepLoop]}
     assert found[StepLoop] == found[_TrainingEpochLoop]
 
@@ -177,7 +177,7 @@ class Logging(LitVAE):
 
 def test_what_a_step_logs_is_kept(tmp_path: Path) -> None:
     ours = trained(tmp_path, StepLoop, kind=Logging)
-    assert loop_of(ours[1]).plain
+    assert loop_of(ours[1]).fast
     assert {"mine/loss_epoch", "mine/step", "mine/end"} <= ours[1].callback_metrics.keys()
     assert "mine/loss_step" in ours[1].progress_bar_metrics
     require_equal(ours, trained(tmp_path, _TrainingEpochLoop, kind=Logging))
@@ -211,7 +211,7 @@ def test_what_is_not_plain_is_left_to_lightning(
 ) -> None:
     watches = [Gradients() for _ in range(2)] if watched else []
     ours = trained(tmp_path, StepLoop, *overrides, kind=kind, more=watches[:1])
-    assert not loop_of(ours[1]).plain
+    assert not loop_of(ours[1]).fast
     require_equal(ours, trained(tmp_path, _TrainingEpochLoop, *overrides, kind=kind, more=watches[1:]))
     assert [watch.calls for watch in watches] == [STEPS * EPOCHS] * len(watches)
     assert ours[1].global_step == steps * EPOCHS

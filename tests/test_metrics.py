@@ -237,7 +237,7 @@ def test_class_histogram_counts_absent_classes_too():
 
 def test_chunks_are_put_together_and_counted() -> None:
     parts = [torch.arange(6).view(2, 3), torch.arange(3).view(1, 3)]
-    assert torch.equal(metrics.in_one(iter(parts), 3), torch.cat(parts))
+    assert torch.equal(metrics.gather_chunks(iter(parts), 3), torch.cat(parts))
     for count in (2, 4):
         with pytest.raises(ValueError, match=f"3 rows of {count}"):
-            metrics.in_one(iter(parts), count)
+            metrics.gather_chunks(iter(parts), count)

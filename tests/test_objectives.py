@@ -522,8 +522,8 @@ def test_the_bounds_do_not_depend_on_the_rows_decoded_at_once(rows: int) -> None
 def test_the_losses_of_single_images_have_the_loss_as_their_mean(objective: Callable[..., Terms]) -> None:
     model = Linear(log_var_shift=0.4)
     terms = objective(model.vae, model.x, 0)
-    assert terms.losses.shape == (B,)
-    assert terms.losses.mean().item() == pytest.approx(terms.loss.item(), abs=1e-10)
+    assert terms.per_image_loss.shape == (B,)
+    assert terms.per_image_loss.mean().item() == pytest.approx(terms.loss.item(), abs=1e-10)
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])

@@ -19,9 +19,10 @@ from vae.evaluation import estimates
 from vae.evaluation.gallery import sigma_figures
 from vae.run import cli, results
 from vae.run.build import build
-from vae.run.directory import Run, load_run, read_settings
-from vae.run.settings import CONF
-from vae.run.table import closing_lines, show
+from vae.run.directory import Run, read_settings
+from vae.run.load import load_run
+from vae.run.settings import CONF, read
+from vae.run.table import closing_lines, print_results
 from vae.training import checkpoints
 from vae.training.history import History
 
@@ -47,7 +48,7 @@ def vae(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def opened(run: Path) -> Run:
-    return Run(run, read_settings(run / "config.yaml"))
+    return Run(run, read(read_settings(run / "config.yaml")))
 
 
 def with_metrics(run: Path, **changed: Any) -> None:
@@ -62,7 +63,7 @@ def test_table_says_in_words_what_the_latents_do(
     run: Path, active: int, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with_metrics(run, **{"test/active_units": active})
-    show(opened(run))
+    print_results(opened(run))
     out = capsys.readouterr().out
     assert words in out
     assert ("collapsed" in out) is (active == 0)
@@ -70,10 +71,10 @@ def test_table_says_in_words_what_the_latents_do(
 
 def test_latents_that_do_not_move_are_not_active(run: Path) -> None:
     """The figure behind the words, on a model that collapsed: one mean for every image."""
-    lit, data, _ = load_run(run)
+    lit, data = load_run(run).lit, load_run(run).data
 
     def figures() -> dict[str, float]:
-        return estimates.latent_figures(lit.vae, data.train, data.test, "test", False)
+        return estimates.latent_metrics(lit.vae, data.train, data.test, "test", False)
 
     encoder: Any = lit.vae.encoder
     encoder.out.weight.data.zero_()
@@ -87,7 +88,7 @@ def test_latents_that_do_not_move_are_not_active(run: Path) -> None:
 
 def test_table_returns_the_monitored_figure_and_names_the_places(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = metrics(run)
-    assert show(opened(run)) == found["dev/loss"]
+    assert print_results(opened(run)) == found["dev/loss"]
     out = capsys.readouterr().out
     assert "digits, grey levels: epoch 0 is the best of 0 to 0" in out
     assert f"{found['dev/loss']:.6g}" in out
@@ -237,7 +238,8 @@ def test_run_is_loaded_as_it_was_saved(run: Path, which: str) -> None:
         checkpoint = checkpoints.load(path)
         checkpoint["state_dict"] = {name: value + 1 for name, value in checkpoint["state_dict"].items()}
         checkpoints.DurableCheckpointIO().save_checkpoint(checkpoint, path)
-    lit, data, one = load_run(run, which)
+    one = load_run(run, which)
+    lit, data = one.lit, one.data
     saved = checkpoints.load(path)["state_dict"]
     assert saved.keys() == lit.state_dict().keys()
     assert all(torch.equal(value, saved[name]) for name, value in lit.state_dict().items())
@@ -248,8 +250,9 @@ def test_run_is_loaded_as_it_was_saved(run: Path, which: str) -> None:
 
 def test_loaded_run_repeats_its_figures(sweep: Path) -> None:
     """Of convolutions with three latents, too."""
-    lit, data, one = load_run(sweep / "3")
-    found = estimates.objective_figures(lit.vae, lit.objective, data.test.images, "test", one.settings["seed"], 12)
+    one = load_run(sweep / "3")
+    lit, data = one.lit, one.data
+    found = estimates.objective_metrics(lit.vae, lit.objective, data.test.images, "test", one.settings.seed, 12)
     assert found["test/loss"] == pytest.approx(metrics(sweep / "3")["test/loss"], rel=1e-6)
     assert lit.vae.latent_dim == 3
 

@@ -54,7 +54,7 @@ def ending(error: BaseException) -> tuple[int, str]:
     return FAILED, f"{type(error).__name__}: {first_line(error)}"
 
 
-def expected(error: BaseException) -> bool:
+def is_known(error: BaseException) -> bool:
     """Whether its line says all there is to say: no trace of where it came from is needed."""
     return isinstance(error, (InputError, RunFailed, Stopped, KeyboardInterrupt, SystemExit))
 

@@ -47,7 +47,7 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def sweep_parts(directory: str | os.PathLike[str]) -> None:
+def remove_leftovers(directory: str | os.PathLike[str]) -> None:
     """Removes the `.part` files of processes that died while writing; those of living processes stay.
 
     For the start of a run: a file with our own process number is then a leftover too (containers reuse numbers).

@@ -35,6 +35,7 @@ class Likelihood(nn.Module):
     params_per_pixel = 1
     normalised = True  # over images: a density, or a mass function where `discrete`
     discrete = False
+    binary_only = False  # defined on 0 and 1, not on grey levels
     has_sigma = False  # whether `stddev` is something learned or chosen, worth a picture
 
     def __init__(self, mean: str = "sigmoid") -> None:
@@ -127,6 +128,7 @@ class BernoulliHead(Likelihood):
     """p(x) for binary images (nats, discrete)."""
 
     discrete = True
+    binary_only = True
 
     def check(self, x: Tensor) -> None:
         if ((x != 0) & (x != 1)).any():

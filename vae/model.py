@@ -14,7 +14,7 @@ from vae.likelihoods import Likelihood
 from vae.networks import Shape
 
 
-def full(params: Tensor) -> Tensor:
+def at_least_float32(params: Tensor) -> Tensor:
     """Parameters of a distribution in float32 at least: under bf16-mixed, sums over pixels would be off by nats."""
     return params.float() if params.dtype in (torch.float16, torch.bfloat16) else params
 
@@ -54,12 +54,12 @@ class VAE(nn.Module):
     def encode(self, x: Tensor) -> Normal:
         """q(z|x) for x (B, C, H, W): batch shape (B, D). The network gives mu and log sigma^2."""
         x = x.to(self.prior_loc.dtype)  # images are float32, the weights under 64-true are not
-        mu, log_var = full(self.encoder(x)).chunk(2, dim=-1)  # (B, D), (B, D)
+        mu, log_var = at_least_float32(self.encoder(x)).chunk(2, dim=-1)  # (B, D), (B, D)
         return Normal(mu, (0.5 * log_var).exp())
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x|z) for z (K, B, D): batch shape (K, B), event (C, H, W)."""
-        params = full(self.decoder(z.flatten(0, -2)))  # (K B, P C, H, W)
+        params = at_least_float32(self.decoder(z.flatten(0, -2)))  # (K B, P C, H, W)
         pixel = (self.likelihood.params_per_pixel, *self.image_shape)
         return self.likelihood(params.view(*z.shape[:-1], *pixel))
 

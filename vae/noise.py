@@ -88,12 +88,12 @@ class SharedNoise:
 
 Noise = Callable[[torch.Size], Tensor]  # shape (K, B, *event) -> standard normal numbers of that shape
 
-_streams: ContextVar[Noise | None] = ContextVar("noise streams", default=None)
+_noise: ContextVar[Noise | None] = ContextVar("noise streams", default=None)
 
 
 def noise_source() -> Noise | None:
     """What `fixed_noise` has set, or None where torch's own generators draw."""
-    return _streams.get()
+    return _noise.get()
 
 
 @contextmanager
@@ -104,8 +104,8 @@ def fixed_noise(source: int | Noise) -> Iterator[None]:
     generators would not. Draws must have shape (K, B, *event) and come in the order of the images. A pass in several
     pieces hands its `NoiseStreams` in again each time.
     """
-    token = _streams.set(NoiseStreams(source) if isinstance(source, int) else source)
+    token = _noise.set(NoiseStreams(source) if isinstance(source, int) else source)
     try:
         yield
     finally:
-        _streams.reset(token)
+        _noise.reset(token)

@@ -30,11 +30,11 @@ class Terms:
     bound: Tensor | None = None
 
     @property
-    def losses(self) -> Tensor:
+    def per_image_loss(self) -> Tensor:
         """(B,), of single images; their mean is the loss, but for free bits, which are a floor under a mean."""
         return self.beta * self.kl.sum(-1) - self.log_px if self.bound is None else -self.bound
 
-    def whole(self, reconstruction: Tensor, kl: Tensor, loss: Tensor) -> Tensor:
+    def epoch_loss(self, reconstruction: Tensor, kl: Tensor, loss: Tensor) -> Tensor:
         """The loss () of all images together, from their mean reconstruction (), KL (D,) and loss () by batches.
 
         Free bits are a floor under a mean over images: one over small batches would depend on their size.

@@ -117,7 +117,7 @@ class ImageDataModule(LightningDataModule):
         else:
             self.train = Images(*self._binarized(*grey, 0), repeat=self.repeat)
         first = slice(TRAIN_EVAL_SIZE)
-        self.train_eval = Images(*self._once(self.train.images[first], self.train.labels[first]))
+        self.train_eval = Images(*self._fixed_draw(self.train.images[first], self.train.labels[first]))
         self.is_set_up = True
 
     def _rows(self, size: int) -> tuple[Any, Any]:
@@ -137,14 +137,14 @@ class ImageDataModule(LightningDataModule):
             images = _draw(images, derive(self.seed, "binarize-static", split))
         return images, labels
 
-    def _once(self, images: Tensor, labels: Tensor) -> Batch:
+    def _fixed_draw(self, images: Tensor, labels: Tensor) -> Batch:
         """Training images as an evaluation sees them: under dynamic binarisation one draw, the same each time."""
         return self._binarized(images, labels, 0) if self.binarize == "dynamic" else (images, labels)
 
     @cached_property
-    def train_once(self) -> Images:
+    def train_fixed(self) -> Images:
         """All of `train`, in the form that dev and test have: what classifiers and neighbours are taken from."""
-        return Images(*self._once(self.train.images, self.train.labels))
+        return Images(*self._fixed_draw(self.train.images, self.train.labels))
 
     @cached_property
     def principal(self) -> tuple[Tensor, Tensor]:
@@ -162,7 +162,7 @@ class ImageDataModule(LightningDataModule):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W); reads the data, fetching it if need be, when that has not been done."""
-        self._need()
+        self._ensure_loaded()
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
@@ -171,7 +171,7 @@ class ImageDataModule(LightningDataModule):
         """How many labels there are: ten in every set."""
         return 10
 
-    def _need(self) -> None:
+    def _ensure_loaded(self) -> None:
         self.prepare_data()
         self.setup()
 
@@ -181,12 +181,12 @@ class ImageDataModule(LightningDataModule):
         if trainer is None:
             return ResumableLoader(self.train, EpochBatches(self.train, self.batch_size, self.seed), self.num_workers)
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress
-        images, device = self._placed(self.train)
+        images, device = self._on_device(self.train)
         rank, ranks = trainer.global_rank, trainer.world_size
         sampler = EpochBatches(images, self.batch_size, self.seed, True, rank, ranks, device)
         return ResumableLoader(images, sampler, self.num_workers, done=lambda: progress.current.processed)
 
-    def _placed(self, images: Images) -> tuple[Images, torch.device]:
+    def _on_device(self, images: Images) -> tuple[Images, torch.device]:
         """The images where batches are gathered: on the device if `resident`, so that no step copies from the host."""
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         resident = device.type == "cuda" and not self.num_workers if self.resident is None else self.resident
@@ -204,7 +204,7 @@ class ImageDataModule(LightningDataModule):
 
     def _eval_loader(self, images: Images) -> DataLoader[Batch]:
         """In order, the whole set on every rank: no image counts twice, no rank needs another's sums."""
-        images, device = self._placed(images)
+        images, device = self._on_device(images)
         sampler = EpochBatches(images, self.eval_batch_size, shuffle=False, device=device)
         return DataLoader(images, batch_size=None, sampler=sampler, collate_fn=_as_is, generator=torch.Generator())
 

@@ -1,13 +1,14 @@
 """What trivial models leave of the squared error: the mean image, and PCA."""
 
+from typing import Any
+
 import torch
 
 from vae.data.batches import as_floats
 from vae.data.module import ImageDataModule
-from vae.run.settings import Settings
 
 
-def anchors(s: Settings, data: ImageDataModule) -> dict[str, float]:
+def baselines(s: dict[str, Any], data: ImageDataModule) -> dict[str, float]:
     """What trivial models leave of dev's squared error: the mean training image, and PCA with as many components."""
     if "SquaredError" not in s["likelihood"]["_target_"]:
         return {}

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 ROWS = 4000  # decoded at once, or one image's samples where they are more: fewer cost a sixth more, for Python's part
 
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
 
 def _chunks(vae: VAE, images: Tensor, size: int) -> Iterator[Tensor]:
@@ -39,9 +39,9 @@ def _chunks(vae: VAE, images: Tensor, size: int) -> Iterator[Tensor]:
 
 
 @torch.inference_mode()
-def objective_figures(
+def objective_metrics(
     vae: VAE, objective: Callable[..., Terms], images: Tensor, split: str, seed: int, step: int, batch: int = 1000
-) -> Figures:
+) -> Metrics:
     """The objective's terms on a split, with standard errors: training's validation again, in float32."""
     noise, count = NoiseStreams(derive(seed, f"evaluation {split}")), len(images)
     single, log_px = torch.empty(2, count, dtype=torch.float64)  # no lists, as in `bounds`
@@ -50,9 +50,9 @@ def objective_figures(
         with fixed_noise(noise):
             terms = objective(vae, x, step)
         place = slice(chunk * batch, chunk * batch + len(x))
-        single[place], log_px[place], rates[place] = terms.losses, terms.log_px, terms.kl
+        single[place], log_px[place], rates[place] = terms.per_image_loss, terms.log_px, terms.kl
     reconstruction = -log_px
-    loss = terms.whole(reconstruction.mean(), rates.mean(0), single.mean())
+    loss = terms.epoch_loss(reconstruction.mean(), rates.mean(0), single.mean())
     figures = {"loss": loss.item(), "beta": terms.beta}
     if not terms.free_bits:  # a floor under a mean leaves no loss of single images
         figures["loss_error"] = metrics.mean_and_error(single)[1]
@@ -76,7 +76,7 @@ class Posteriors:
 def posteriors(vae: VAE, images: Tensor) -> Posteriors:
     each = (vae.encode(x) for x in _chunks(vae, images, 1000))
     both = (torch.stack([q.mean, torch.distributions.kl_divergence(q, vae.prior)], 1) for q in each)  # (n, 2, D)
-    return Posteriors(*metrics.in_one(both, len(images)).unbind(1))
+    return Posteriors(*metrics.gather_chunks(both, len(images)).unbind(1))
 
 
 @torch.inference_mode()
@@ -102,13 +102,13 @@ def bounds(
     return elbo, bound
 
 
-def nats_figures(vae: VAE, images: Tensor, samples: int, seed: int, split: str) -> Figures:
+def likelihood_metrics(vae: VAE, images: Tensor, samples: int, seed: int, split: str) -> Metrics:
     """ELBO, rate, distortion and the importance-weighted NLL, each with its standard error over images."""
     if not vae.likelihood.normalised or not samples:
         return {}
     elbo, bound = bounds(vae, images, samples, seed, bar=True)
     rate = posteriors(vae, images).kl.double().sum(1)
-    figures: Figures = {"nll_samples": samples}
+    figures: Metrics = {"nll_samples": samples}
     for name, values in {"elbo": elbo, "rate": rate, "distortion": -elbo - rate, "nll": -bound}.items():
         figures[name], figures[f"{name}_error"] = metrics.mean_and_error(values)
     if vae.likelihood.discrete:
@@ -118,10 +118,10 @@ def nats_figures(vae: VAE, images: Tensor, samples: int, seed: int, split: str) 
     return {f"{split}/{name}": value for name, value in figures.items()}
 
 
-def latent_figures(vae: VAE, train: Images, held_out: Images, split: str, probes: bool) -> Figures:
+def latent_metrics(vae: VAE, train: Images, held_out: Images, split: str, probes: bool) -> Metrics:
     """Active units (Burda et al. 2015) and, with `probes`, what kNN and a linear map read off the posterior means."""
     means = posteriors(vae, held_out.images)
-    figures: Figures = {"active_units": int(metrics.active_units(means.mu).sum())}
+    figures: Metrics = {"active_units": int(metrics.active_units(means.mu).sum())}
     for latent, nats in enumerate(means.kl.double().mean(0).tolist()):
         figures[f"kl_per_latent/{latent:02d}"] = nats
     if probes:
@@ -139,7 +139,7 @@ def prior_samples(vae: VAE, count: int, seed: int, x: str) -> Tensor:
     with fixed_noise(derive(seed, "generated x")), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "generated x"))
         drawn = (vae.sample(part.to(vae.prior_loc), x=x).clamp(0, 1) for part in z.split(1000))
-        return metrics.in_one(drawn, count)
+        return metrics.gather_chunks(drawn, count)
 
 
 def sample_mode(data: ImageDataModule) -> str:
@@ -156,12 +156,12 @@ class Generated:
     classifier: str
 
 
-def sample_figures(vae: VAE, data: ImageDataModule, s: dict[str, Any], seed: int) -> tuple[Figures, Generated]:
+def sample_metrics(vae: VAE, data: ImageDataModule, s: dict[str, Any], seed: int) -> tuple[Metrics, Generated]:
     """Frechet distance, precision and recall of prior samples against the test set, on a small classifier's features.
 
     It is trained on the training split alone and named in the metric: figures of two classifiers do not compare.
     """
-    train, real = data.train_once, data.test.images
+    train, real = data.train_fixed, data.test.images
     net, name = feature_net(
         Path(s["cache_dir"]), train.images, train.labels, data.classes, fingerprint(train.images, train.labels)
     )

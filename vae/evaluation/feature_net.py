@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vae.errors import InputError
-from vae.evaluation.metrics import in_one
+from vae.evaluation.metrics import gather_chunks
 from vae.noise import derive
 
 log = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ def embed(net: FeatureNet, images: Array, batch: int = 1000) -> tuple[Tensor, Te
     Computed on the net's device; leaves the net in eval mode.
     """
     device = next(net.eval().parameters()).device
-    features = in_one((net.features(_unit(x.to(device))) for x in _tensor(images).split(batch)), len(images))
+    features = gather_chunks((net.features(_unit(x.to(device))) for x in _tensor(images).split(batch)), len(images))
     return features, net.head(features.to(device)).argmax(1).cpu()
 
 

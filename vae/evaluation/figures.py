@@ -364,11 +364,11 @@ def _endings(epochs: np.ndarray, values: np.ndarray) -> str:
     return f"{last}, lowest {values[best]:.4g} at {epochs[best]:g}"
 
 
-def losses(history: Mapping[str, Series], caption: str, anchors: Mapping[str, float] | None = None) -> Figure:
+def losses(history: Mapping[str, Series], caption: str, baselines: Mapping[str, float] | None = None) -> Figure:
     """Loss per image over epochs: (a) train, red, and (b) dev, blue (figure 5 of the report).
 
     `history["train_eval"]`, when there, is the same model with dropout off on training images: dashed beside
-    dev, with which it compares. `anchors` are horizontal lines in (b); those that would leave the curve less
+    dev, with which it compares. `baselines` are horizontal lines in (b); those that would leave the curve less
     than a third of the panel are only named, with an arrow to their side.
     """
     train, dev = (_series(f"history[{key!r}]", history.get(key, [])) for key in ("train", "dev"))
@@ -383,18 +383,18 @@ def losses(history: Mapping[str, Series], caption: str, anchors: Mapping[str, fl
         _curve(second, *same, RED, label="train images, dropout off", linestyle="--", linewidth=1.3, zorder=3)
         _legend(second)
         seen = np.concatenate([seen, same[1]])
-    if anchors:
-        heights = _vector("anchors", list(anchors.values()))
+    if baselines:
+        heights = _vector("baselines", list(baselines.values()))
         second.set_ylim(_view(seen, heights, squeezable=len(dev[1]) == 1))
-        _anchor(figure, second, list(anchors), heights)
+        _draw_baselines(figure, second, list(baselines), heights)
     return _settled(figure)
 
 
-def _view(curve: np.ndarray, anchors: np.ndarray, squeezable: bool) -> tuple[float, float]:
-    """Limits that hold the curve and, nearest first, the anchors that leave it a third of the height."""
+def _view(curve: np.ndarray, baselines: np.ndarray, squeezable: bool) -> tuple[float, float]:
+    """Limits that hold the curve and, nearest first, the baselines that leave it a third of the height."""
     low, high = curve.min(), curve.max()
-    distance = np.maximum(low - anchors, anchors - high)
-    for value in anchors[np.argsort(distance, kind="stable")]:
+    distance = np.maximum(low - baselines, baselines - high)
+    for value in baselines[np.argsort(distance, kind="stable")]:
         wider = min(low, value), max(high, value)
         if not squeezable and 0 < np.ptp(curve) < (wider[1] - wider[0]) / 3:
             break
@@ -403,7 +403,7 @@ def _view(curve: np.ndarray, anchors: np.ndarray, squeezable: bool) -> tuple[flo
     return low - pad, high + pad
 
 
-def _anchor(figure: Figure, axis: Axes, names: Names, values: np.ndarray) -> None:
+def _draw_baselines(figure: Figure, axis: Axes, names: Names, values: np.ndarray) -> None:
     """Dotted lines at the values, named at the right; the names are moved apart and led to their lines."""
     _lay_out(figure)  # the axes' height is known only once it is laid out
     points = axis.bbox.height * 72 / DPI

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from vae.data.batches import as_floats
 from vae.data.module import ImageDataModule
 from vae.evaluation import estimates, figures, metrics
-from vae.evaluation.baselines import anchors
+from vae.evaluation.baselines import baselines
 from vae.evaluation.estimates import Generated, Posteriors, posteriors
-from vae.evaluation.panels import prior_figure, reconstruction_figure, shown_images
+from vae.evaluation.panels import example_images, prior_figure, reconstruction_figure
 from vae.run.directory import Run
 from vae.run.settings import caption
 from vae.training.history import History
@@ -19,15 +19,15 @@ from vae.training.lit import LitVAE
 
 def common_figures(run: Run, lit: LitVAE, data: ImageDataModule, history: History, which: str) -> dict[str, Figure]:
     """What every model has: the report's figures 4 to 8, and what its latents hold."""
-    s, vae = run.settings, lit.vae
+    s, vae = run.settings.plain, lit.vae
     what = caption(s)
-    x, _ = shown_images(data)
+    x, _ = example_images(data)
     dev = posteriors(vae, data.dev.images)
     curves = {name: history.curve(f"{name}/loss") for name in ("train", "dev", "train_eval")}
     return {
         "reconstructions": reconstruction_figure(vae, x, f"{what}; dev; {which} checkpoint"),
         "losses": figures.losses(
-            curves, f"{what}; the objective, summed over pixels, a mean over images", anchors(s, data)
+            curves, f"{what}; the objective, summed over pixels, a mean over images", baselines(s, data)
         ),
         "latents": figures.latents(
             dev.mu[:5000], data.dev.labels[:5000], f"{what}; dev; posterior means of {min(5000, len(dev.mu))} images"
@@ -94,7 +94,7 @@ def sigma_figures(vae: Any, x: torch.Tensor, history: History, what: str) -> dic
 def generated_figures(data: ImageDataModule, generated: Generated | None, what: str) -> dict[str, Figure]:
     if generated is None:
         return {}
-    shown, train = generated.images[:10], data.train_once.images
+    shown, train = generated.images[:10], data.train_fixed.images
     rows, distances = metrics.nearest(shown, train)
     mode = estimates.sample_mode(data)
     return {

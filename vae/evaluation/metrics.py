@@ -98,7 +98,7 @@ def _gaussian(features: Array) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.asarray(root)  # numpy's stubs take it for a pair
 
 
-def in_one(parts: Iterable[Tensor], count: int) -> Tensor:
+def gather_chunks(parts: Iterable[Tensor], count: int) -> Tensor:
     """Results (n, ...) of chunks in one tensor (count, ...) on the CPU; raises ValueError if they are not as many.
 
     In a list each would lie where a chunk's large tensors had been, which the next chunk's would find too small: memory
@@ -136,7 +136,7 @@ def _radii(x: Tensor, k: int, chunk: int) -> Tensor:
     if len(x) <= k:
         raise ValueError(f"{len(x)} feature rows: the {k}-th nearest neighbour needs more than {k}")
     nearest_first = (_distances(rows, x).topk(k + 1, largest=False).values for rows in x.split(chunk))
-    return in_one(nearest_first, len(x))[:, -1]
+    return gather_chunks(nearest_first, len(x))[:, -1]
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:

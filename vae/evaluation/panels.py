@@ -13,21 +13,21 @@ from vae.noise import derive, fixed_noise
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN = 10  # images in a row: one of each class of MNIST
+EXAMPLES = 10  # images in a row: one of each class of MNIST
 
 
-def shown_images(data: ImageDataModule) -> tuple[Tensor, Tensor]:
+def example_images(data: ImageDataModule) -> tuple[Tensor, Tensor]:
     """The first dev image of each class, in order: x (n, C, H, W) in [0, 1] and labels (n,)."""
     labels = data.dev.labels
     rows = [int((labels == c).nonzero()[0]) for c in range(data.classes) if (labels == c).any()]
-    rows = (rows + [i for i in range(len(labels)) if i not in rows])[: min(SHOWN, len(labels))]
+    rows = (rows + [i for i in range(len(labels)) if i not in rows])[: min(EXAMPLES, len(labels))]
     return as_floats(data.dev.images[rows]), labels[rows]
 
 
-def shown_latents(vae: VAE, seed: int) -> Tensor:
+def prior_draws(vae: VAE, seed: int) -> Tensor:
     """The same ten prior draws (n, D) in every figure of a run."""
     generator = torch.Generator().manual_seed(derive(seed, "prior draws"))
-    return torch.randn(SHOWN, vae.latent_dim, generator=generator).to(vae.prior_loc)
+    return torch.randn(EXAMPLES, vae.latent_dim, generator=generator).to(vae.prior_loc)
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def reconstruction_figure(vae: VAE, x: Tensor, caption: str) -> "Figure":
 def prior_figure(vae: VAE, seed: int, caption: str) -> "Figure":
     from vae.evaluation import figures
 
-    z = shown_latents(vae, seed)
+    z = prior_draws(vae, seed)
     with fixed_noise(derive(seed, "figure 7")), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "figure 7"))
         rows = {"x sampled": vae.sample(z, x="sample").cpu(), "mean of p(x|z)": vae.sample(z, x="mean").cpu()}
@@ -55,7 +55,7 @@ def mean_sigma(vae: VAE, data: ImageDataModule) -> float | None:
     """The decoder's standard deviation at the posterior means of the shown images, averaged over pixels."""
     if not vae.likelihood.has_sigma:
         return None
-    x, _ = shown_images(data)
+    x, _ = example_images(data)
     training = vae.training
     vae.eval()
     p = vae.decode(vae.encode(x.to(vae.prior_loc.device)).mean.unsqueeze(0))

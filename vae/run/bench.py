@@ -32,10 +32,8 @@ from vae.run import command, settings
 from vae.run.build import build_data, build_model
 from vae.run.directory import Run
 from vae.run.process import log_to
-from vae.run.settings import CONF
-from vae.run.trainer import training
-
-Settings = dict[str, Any]
+from vae.run.settings import CONF, Settings
+from vae.run.trainer import prepared_trainer as training
 
 Seconds = dict[str, list[float]]
 
@@ -68,7 +66,7 @@ class Bare:
         self.dynamic = data.binarize == "dynamic"
         self.size, self.eval_size = data.batch_size, data.eval_batch_size
         self.optimizer = lit.optimizer(self.vae.parameters())
-        self.half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(s["trainer"]["precision"])
+        self.half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(s.trainer.precision)
 
     def batches(self) -> Iterator[Tensor]:
         order = torch.randperm(self.count, device=self.device)
@@ -229,7 +227,7 @@ def usual_epoch(s: Settings, data: ImageDataModule, workers: int, steps: int) ->
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         Trainer(
-            max_epochs=1, limit_train_batches=steps, accelerator=s["trainer"]["accelerator"], callbacks=[watch],
+            max_epochs=1, limit_train_batches=steps, accelerator=s.trainer.accelerator, callbacks=[watch],
             default_root_dir=folder, enable_progress_bar=False, enable_model_summary=False,
             enable_checkpointing=False,
         ).fit(Usual(s, data), loader)  # fmt: skip
@@ -242,11 +240,11 @@ class Turns:
     def __init__(self, s: Settings, turns: int, usual: bool) -> None:
         self.s, self.turns, self.usual = s, turns, usual
         self.data = build_data(s)
-        wanted = s["trainer"]["accelerator"]
+        wanted = s.trainer.accelerator
         there = wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available())
         self.device = torch.device("cuda" if there else "cpu")
         self.bare = Bare(s, self.data, self.device)
-        limit = s["trainer"]["limit_train_batches"]
+        limit = s.trainer.limit_train_batches
         self.steps = math.ceil(len(self.data.train) / self.data.batch_size)
         self.steps = self.steps if limit is None else min(limit, self.steps)
         self.seconds: Seconds = {}
@@ -280,13 +278,14 @@ class Turns:
 
     def run(self) -> Seconds:
         """Seconds of an epoch of every part, one value a turn."""
-        s = self.s | {"trainer": self.s["trainer"] | {"enable_progress_bar": True}}
+        plain = self.s.plain
+        s = settings.verify(plain | {"trainer": plain["trainer"] | {"enable_progress_bar": True}})
         watch = Stopwatch(self.others, self.after)
         lit = build_model(s, self.data)
         self.start()
         with tempfile.TemporaryDirectory() as folder:
             run = Run(Path(folder) / "run", s)
-            with run.opened(), training(run, lit, self.data) as (trainer, _):
+            with run.open(), training(run, lit, self.data) as (trainer, _):
                 # the last one: when an epoch starts, the checkpoint of the one before has been written
                 trainer.callbacks.append(watch)  # type: ignore[attr-defined]  # Lightning sets the list
                 trainer.fit(lit, datamodule=self.data)
@@ -354,7 +353,7 @@ def composed(overrides: list[str]) -> Any:
     from hydra import initialize_config_dir
 
     with initialize_config_dir(CONF, version_base="1.3"):
-        return command.composed(overrides)
+        return command.compose_settings(overrides)
 
 
 def spread(values: list[float]) -> float:
@@ -397,7 +396,7 @@ def report(turns: Turns, overrides: list[str]) -> dict[str, Any]:
         "turns": turns.turns,
     }
     if bare.vae.likelihood.normalised:
-        spent = evaluation_turns(bare, turns.data.test.images, turns.s["seed"], turns.turns)
+        spent = evaluation_turns(bare, turns.data.test.images, turns.s.seed, turns.turns)
         found["importance_samples_per_second"] = SAMPLES * EVALUATED / median(spent["bound"])
         found["evaluation_to_products"] = ratio(spent["products"], spent["bound"])
     return found
@@ -413,8 +412,8 @@ def peak_memory(device: torch.device) -> float:
 def main(overrides: list[str], turns: int, usual: bool, as_json: bool) -> None:
     command.check(overrides)
     s = settings.check(composed([*overrides, f"trainer.max_epochs={turns + 1}"]))  # schedules follow
-    if s["threads"]:
-        torch.set_num_threads(s["threads"])
+    if s.threads:
+        torch.set_num_threads(s.threads)
     with redirect_stdout(sys.stderr):  # the progress of training
         log_to(None)
         found = report(Turns(s, turns, usual), overrides)

@@ -1,32 +1,30 @@
 """Settings -> data and model."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 from torch import Tensor
 
 from vae.data.batches import as_floats
 from vae.data.module import ImageDataModule
 from vae.errors import InputError
 from vae.model import VAE
+from vae.networks import Shape
 from vae.noise import derive
-from vae.objectives import ELBO, IWAE
-from vae.run import settings
-from vae.run.settings import Settings, plateau_watches
+from vae.run.settings import Settings, watched_by_plateau
 from vae.training.lit import LitVAE
 
 
-def build(cfg: DictConfig | Settings) -> tuple[LitVAE, ImageDataModule]:
+def build(settings: Settings) -> tuple[LitVAE, ImageDataModule]:
     """The model and its data, set up (reads the files); raises InputError for what cannot be used or does not fit."""
-    s = settings.check(cfg) if isinstance(cfg, DictConfig) else cfg
-    data = build_data(s)
-    return build_model(s, data), data
+    data = build_data(settings)
+    return build_model(settings, data), data
 
 
-def made(group: str, node: Settings) -> Any:
+def instantiate_part(group: str, node: Mapping[str, Any]) -> Any:
     """The object that a group describes; raises InputError for keys that do not belong to the option chosen.
 
     Hydra checks keys against the files of a group, not those that a recipe left behind under another option.
@@ -43,52 +41,69 @@ def made(group: str, node: Settings) -> Any:
         ) from error
 
 
-def build_data(s: Settings) -> ImageDataModule:
-    data = made("data", s["data"])
+def build_data(settings: Settings) -> ImageDataModule:
+    data = instantiate_part("data", settings.plain["data"])
     data.prepare_data()
     data.setup()
     return data
 
 
-def build_model(s: Settings, data: ImageDataModule) -> LitVAE:
+def build_model(settings: Settings, data: ImageDataModule) -> LitVAE:
     """Weights are a function of the seed; the images are checked against the likelihood's support."""
-    decoder = dict(s["model"]["decoder"])
-    init_bias = decoder.pop("init_bias")
-    torch.default_generator.manual_seed(derive(s["seed"], "weights"))
-    vae = VAE(
-        encoder=made("model.encoder", s["model"]["encoder"]),
-        decoder=made("model.decoder", decoder),
-        likelihood=made("likelihood", s["likelihood"]),
-        latent_dim=s["latent_dim"],
-        image_shape=data.image_shape,
-    )
+    vae = build_vae(settings, data.image_shape)
     vae.likelihood.check(as_floats(data.dev.images))
-    if init_bias == "data":
+    if settings.plain["model"]["decoder"].get("init_bias") == "data":
         start_at_mean(vae, data.train.images)
-    if s["compile"]:
-        vae.encoder.compile(mode=s["compile"])
-        vae.decoder.compile(mode=s["compile"])
-    has_schedule = s["scheduler"]["_target_"] is not None
+    if settings.compile:
+        vae.encoder.compile(mode=settings.compile)
+        vae.decoder.compile(mode=settings.compile)
+    return build_lit(settings, vae)
+
+
+def build_vae(settings: Settings, image_shape: Shape) -> VAE:
+    plain = settings.plain
+    decoder = {name: value for name, value in plain["model"]["decoder"].items() if name != "init_bias"}
+    torch.default_generator.manual_seed(derive(settings.seed, "weights"))
+    return VAE(
+        encoder=instantiate_part("model.encoder", plain["model"]["encoder"]),
+        decoder=instantiate_part("model.decoder", decoder),
+        likelihood=instantiate_part("likelihood", plain["likelihood"]),
+        latent_dim=settings.latent_dim,
+        image_shape=image_shape,
+    )
+
+
+def build_lit(settings: Settings, vae: VAE) -> LitVAE:
+    plain = settings.plain
+    has_schedule = plain["scheduler"]["_target_"] is not None
     return LitVAE(
         vae,
-        objective=build_objective(s),
-        optimizer=made("optimizer", s["optimizer"]),
-        scheduler=made("scheduler", s["scheduler"]) if has_schedule else None,
-        seed=s["seed"],
-        settings=s,
-        monitor=plateau_watches(s),
+        objective=build_objective(settings),
+        optimizer=instantiate_part("optimizer", plain["optimizer"]),
+        scheduler=instantiate_part("scheduler", plain["scheduler"]) if has_schedule else None,
+        seed=settings.seed,
+        settings=plain,
+        monitor=watched_by_plateau(settings, vae.likelihood.normalised),
     )
 
 
-def build_objective(s: Settings) -> ELBO | IWAE:
-    return made("objective", s["objective"])
+def build_objective(settings: Settings) -> Any:
+    return instantiate_part("objective", settings.plain["objective"])
 
 
 @torch.no_grad()
 def start_at_mean(vae: VAE, images: Tensor) -> None:
-    """The last bias gives the training mean at the start: per pixel in an MLP, per channel in a convolution."""
+    """The last bias gives the training mean at the start: per pixel in an MLP, per channel in a convolution.
+
+    Raises InputError for a decoder that does not end in a layer `out` with a bias.
+    """
+    bias = getattr(getattr(vae.decoder, "out", None), "bias", None)
+    if bias is None:
+        raise InputError(
+            f"model.decoder.init_bias=data: {type(vae.decoder).__name__} ends in no layer `out` with a bias; "
+            "take model.decoder.init_bias=null"
+        )
     mean = images.double().mean(0).div(255).float()  # (C, H, W)
-    bias: Tensor = vae.decoder.out.bias  # type: ignore[union-attr, assignment]  # every decoder ends in a layer `out`
     if bias.numel() % mean.numel():
         mean = mean.mean((1, 2))
     bias[: mean.numel()] = vae.likelihood.inverse_mean(mean).flatten()

@@ -1,17 +1,22 @@
 """The `vae` command: what is done with runs that are there, and with the machine.
 
+vae train [key=value ...]             a model: the same as python train.py
 vae evaluate RUN [samples=5000 ...]   the evaluation anew, with other settings of the group `evaluation`
 vae show RUN                          the closing table again
 vae bench [key=value ...] [--json]    images a second of the configured model, beside a bare PyTorch loop
 """
 
 import argparse
+import runpy
 import sys
 from pathlib import Path
+
+import yaml
 
 from vae.errors import InputError, ending
 from vae.run import settings
 from vae.run.process import log_to
+from vae.run.settings import CONF
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -23,6 +28,11 @@ def arguments() -> argparse.ArgumentParser:
     evaluate.add_argument("run", help="the run's directory")
     evaluate.add_argument("settings", nargs="*", help="keys of the group evaluation, for example samples=5000")
     evaluate.add_argument("--checkpoint", choices=("best", "last"), default="best")
+    evaluate.add_argument("--trust", nargs="*", default=[], metavar="PACKAGE", help="packages whose parts may be built")
+    train = commands.add_parser(
+        "train", help="train a model: the same as python train.py", add_help=False, prefix_chars="\0"
+    )
+    train.add_argument("overrides", nargs="*", help="as for train.py; vae train --help explains the keys")
     show = commands.add_parser("show", help="print the closing table of a finished run")
     show.add_argument("run", help="the run's directory")
     bench = commands.add_parser("bench", help="measure training beside a bare PyTorch loop")
@@ -37,57 +47,73 @@ def main() -> None:
     given = arguments().parse_args()
     log_to(None)
     try:
-        {"evaluate": evaluate, "show": show, "bench": bench}[given.command](given)
+        {"train": train, "evaluate": evaluate, "show": show, "bench": bench}[given.command](given)
     except BaseException as error:
         code, line = ending(error)
         print(line, file=sys.stderr)
         sys.exit(code)
 
 
-def evaluate(given: argparse.Namespace) -> None:
-    """The run's figures from its checkpoint, under other settings; training's own figures are kept."""
-    from vae.run import results
-    from vae.run.directory import load_run
+def train(given: argparse.Namespace) -> None:
+    """The same as `python train.py`: the file stands beside `conf/`, in a checkout and in an installed package."""
+    script = str(Path(CONF).parent / "train.py")
+    sys.argv = [script, *given.overrides]
+    runpy.run_path(script, run_name="__main__")
 
+
+def evaluate(given: argparse.Namespace) -> None:
+    """The run's metrics from its checkpoint, under other settings; training's own metrics are kept."""
     changed = evaluation_settings(given.settings)
-    lit, data, run = load_run(given.run, given.checkpoint)
-    run.settings["evaluation"] |= changed
-    settings.verify(run.settings)
-    results.again(run, lit, data, given.checkpoint)
+    find_run(given.run)
+    from vae.run import results
+    from vae.run.load import load_run
+
+    run = load_run(given.run, given.checkpoint, trust=tuple(given.trust))
+    plain = run.settings.plain
+    run.settings = settings.verify({**plain, "evaluation": plain["evaluation"] | changed})
+    results.reevaluate(run, run.lit, run.data, given.checkpoint)
 
 
 def evaluation_settings(pairs: list[str]) -> dict[str, object]:
     """`samples=5000` as {"samples": 5000}; raises InputError for what the group `evaluation` does not know."""
-    import yaml
-
     changed = {}
     for pair in pairs:
-        key, _, value = pair.removeprefix("evaluation.").partition("=")
-        full = f"evaluation.{key}"
-        rule = settings.RULES.get(full)
+        name, _, value = pair.removeprefix("evaluation.").partition("=")
+        full, known = f"evaluation.{name}", settings.known_keys()
         try:
             parsed = yaml.safe_load(value) if value else None
         except yaml.YAMLError as error:
             raise InputError(f"{pair}: cannot be read ({str(error).splitlines()[0]}); give key=value") from error
-        if rule is None:
-            raise InputError(f"{pair}: there is no such key; {settings.nearest(full, list(settings.RULES))}")
-        if not rule.accepts(parsed):
-            raise InputError(f"{pair}: must be {rule.allowed}; for example {key}={rule.example}")
-        changed[key] = parsed
+        if full not in known:
+            raise InputError(f"{pair}: there is no such key; {settings.nearest(full, known)}")
+        if not known[full].accepts(parsed):
+            raise InputError(f"{pair}: must be {known[full].allowed}; for example {name}={known[full].example}")
+        changed[name] = parsed
     return changed
 
 
-def show(given: argparse.Namespace) -> None:
-    from vae.run.directory import Run, read_settings
-    from vae.run.table import show as print_results
+def find_run(path: str) -> Path:
+    """The directory of a run; raises InputError for one that is none."""
+    if not (Path(path) / "config.yaml").is_file():
+        raise InputError(
+            f"{path}: is not a run (no config.yaml); name a folder that train.py wrote, such as outputs/mine"
+        )
+    return Path(path)
 
-    run = Run(Path(given.run), read_settings(Path(given.run) / "config.yaml"))
-    if run.metrics is None:
+
+def show(given: argparse.Namespace) -> None:
+    directory = find_run(given.run)
+    if not (directory / "metrics.json").exists():
         raise InputError(f"{given.run}: has no metrics.json, so it is not finished; its command continues it")
-    print_results(run)
+    from vae.run.directory import Run, read_settings
+    from vae.run.table import print_results
+
+    print_results(Run(directory, settings.read(read_settings(directory / "config.yaml"))))
 
 
 def bench(given: argparse.Namespace) -> None:
+    if given.turns < 1:
+        raise InputError(f"--turns={given.turns}: must be a whole number of at least 1; for example --turns 3")
     from vae.run import bench
 
     bench.main(given.overrides, given.turns, given.usual, given.json)

@@ -3,14 +3,19 @@
 Imports neither torch nor lightning, so that a mistyped key is answered at once.
 """
 
+import argparse
+import atexit
 import contextlib
+import gc
 import hashlib
+import importlib
 import itertools
 import logging
+import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 
@@ -19,29 +24,65 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import CompactHydraException, HydraException
+from hydra.errors import CompactHydraException, HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vae.errors import InputError, ending, expected
+from vae.errors import InputError, ending, is_known
 from vae.run import settings
-from vae.run.process import log_file, log_to, slurm_job
-from vae.run.settings import CONF
+from vae.run.process import in_a_child, log_file, log_to, slurm_job
+from vae.run.settings import CONF, GROUPS_OF_PARTS
 
 HYDRA_ANSWERS = ("hydra_help", "shell_completion", "experimental_rerun")
+HYDRA_PLACES = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
 
 
 class JobFailed(CompactHydraException):
     """A run of a sweep failed: Hydra trains the others, then prints this line and exits with 1."""
 
 
-def answered(arguments: list[str]) -> bool:
+# --- before -----------------------------------------------------------------------------------------------------------
+
+
+def prepare(arguments: list[str]) -> list[str]:
+    """The arguments as Hydra is to meet them: flags first, own parts opened, a place for a sweep.
+
+    Modules of the working directory can be named as own parts.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    overrides = list(_parse(arguments).overrides)
+    flags = list(arguments)
+    for override in overrides:
+        flags.remove(override)
+    return with_run_dir([*flags, *open_own_parts(overrides)])
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Hydra's own parser takes overrides on one side of `-m` only."""
+    return get_args_parser().parse_intermixed_args(arguments)
+
+
+def open_own_parts(overrides: list[str]) -> list[str]:
+    """`likelihood._target_=mypkg.Head likelihood.width=3` as Hydra takes it: no key of the default option is left."""
+    opened, result = [], []
+    chosen = {override.partition("=")[0].lstrip("+") for override in overrides}
+    for group in GROUPS_OF_PARTS:
+        path = group.replace(".", "/")
+        if f"{group}._target_" in chosen and path not in chosen:
+            opened.append(f"{group}.")
+            result.append(f"{path}=own")
+    free = (*opened, "callbacks.extra.", "logger.")
+    return [*result, *(f"++{one}" if one.startswith(free) else one for one in overrides)]
+
+
+def answer_help_or_refuse(arguments: list[str]) -> bool:
     """Whether the command is answered with a text; a command that cannot be run exits with 2 and one line."""
     if "--help" in arguments or "-h" in arguments:
-        from vae.run.helptext import text
+        from vae.run.helptext import write_help
 
-        print(text())
+        print(write_help())
         return True
     try:
         check(arguments)
@@ -52,23 +93,46 @@ def answered(arguments: list[str]) -> bool:
 
 
 def check(arguments: list[str]) -> None:
-    """Raises InputError for what can be refused before anything is imported or written; each run of a sweep counts."""
-    parsed = get_args_parser().parse_args(arguments)
+    """Raises InputError for what can be refused before anything is written; each run of a sweep counts."""
+    parsed = _parse(arguments)
     if any(getattr(parsed, question, None) for question in HYDRA_ANSWERS):
         return
+    folders = config_folders(parsed)
     with initialize_config_dir(CONF, version_base="1.3"):
         try:
             for override in parsed.overrides:
-                _parsed(override)
+                _check_override(override, folders)
             for overrides in jobs(parsed.overrides) if parsed.multirun else [parsed.overrides]:
-                s = settings.check(composed(overrides))
-                if parsed.multirun and s["trainer"]["strategy"] == "ddp":
+                s = settings.check(compose_settings(overrides, parsed.config_name, folders))
+                if parsed.multirun and s.trainer.strategy == "ddp":
                     raise InputError(
                         "trainer.strategy=ddp: with -m each of its processes would start the whole sweep again; "
                         "take trainer.strategy=ddp_fork (CPU) or ddp_spawn, or run the jobs one by one"
                     )
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise InputError(explained(str(error), parsed.overrides)) from error
+            raise InputError(explain(error, parsed.overrides, parsed.config_name, folders)) from error
+
+
+def config_folders(parsed: argparse.Namespace) -> list[str]:
+    """The person's own folders of YAML files: `--config-dir` and `hydra.searchpath`; raises InputError without them."""
+    if parsed.config_path:
+        raise InputError(f"--config-path={parsed.config_path}: conf/ stays; add your own folder with --config-dir")
+    folders = [parsed.config_dir] if parsed.config_dir else []
+    for override in parsed.overrides:
+        if override.lstrip("+").startswith("hydra.searchpath="):
+            value = OverridesParser.create().parse_override(override).value()
+            folders += [str(one).removeprefix("file://") for one in value] if isinstance(value, list) else [str(value)]
+    for folder in folders:
+        if "://" not in folder and not Path(folder).is_dir():
+            raise InputError(f"--config-dir={folder}: is no folder; give one that holds YAML files by group")
+    return folders
+
+
+def compose_settings(overrides: list[str], name: str | None = None, folders: Iterable[str] = ()) -> DictConfig:
+    """The configuration without Hydra's own part, from `conf/` and a person's own folders."""
+    ours = [one for one in overrides if not one.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    paths = [one if "://" in one else f"file://{Path(one).resolve()}" for one in folders]
+    return compose(name or "config", overrides=[*ours, *([f"hydra.searchpath=[{','.join(paths)}]"] if paths else [])])
 
 
 def jobs(overrides: list[str]) -> list[list[str]]:
@@ -84,8 +148,8 @@ def jobs(overrides: list[str]) -> list[list[str]]:
     return [list(one) for one in itertools.product(*choices)]
 
 
-def _parsed(override: str) -> None:
-    """Raises InputError for what is no override at all, and for one that takes a key away."""
+def _check_override(override: str, folders: list[str]) -> None:
+    """Raises InputError for what is no override at all, one that takes a key away, and one that is passed over."""
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
@@ -93,11 +157,17 @@ def _parsed(override: str) -> None:
     key = parsed.get_key_element().lstrip("+~")
     if not key:
         raise InputError(f"{override}: names no key; give key=value")
-    if parsed.is_delete() and (key in settings.RULES or Path(CONF, key).is_dir()):
+    if parsed.is_delete() and (key in settings.known_keys() or _group_folders(key, folders)):
         raise InputError(f"{override}: nothing can be removed, as a run needs all its keys; give {key} another value")
+    if key in HYDRA_PLACES and not in_a_child():  # Lightning names one for its other processes
+        raise InputError(f"{override}: Hydra's folders are not used; a run or sweep goes to run_dir=...")
 
 
-def placed(arguments: list[str]) -> list[str]:
+def _group_folders(group: str, folders: Iterable[str]) -> list[Path]:
+    return [path for path in (Path(root, group) for root in (CONF, *folders)) if path.is_dir()]
+
+
+def with_run_dir(arguments: list[str]) -> list[str]:
     """A sweep that names no `run_dir` goes to outputs/multirun/<time>; a single run's time is in the configuration.
 
     A Slurm job's place is its number and its command: the job that is requeued finds what it has begun.
@@ -112,42 +182,59 @@ def placed(arguments: list[str]) -> list[str]:
     return [*arguments, f"run_dir=outputs/multirun/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"] if sweep else arguments
 
 
-def composed(overrides: list[str]) -> DictConfig:
-    """The configuration without Hydra's own part."""
-    ours = [o for o in overrides if not o.lstrip("+~").startswith(("hydra.", "hydra/"))]
-    return compose("config", overrides=ours)
-
-
-def explained(message: str, overrides: list[str]) -> str:
+def explain(error: Exception, overrides: list[str], name: str | None = None, folders: Iterable[str] = ()) -> str:
     """Hydra's several lines as one, with the nearest known key or the options there are."""
+    message = str(error)
+    if isinstance(error, MissingConfigException) and name is not None and "primary config" in message:
+        return f"--config-name={name}: there is no such file; leave it out, or name a YAML file of your --config-dir"
     missing = re.search(r"Could not find '([\w/]+)/([^/']+)'", message)
     if missing:
         group, option = missing.groups()
-        known = sorted(p.stem for p in Path(CONF, group).glob("*.yaml") if p.stem != "base")
-        return f"{group}={option}: there is no such option; it is one of {', '.join(known)}"
+        options = {p.stem for folder in _group_folders(group, folders) for p in folder.glob("*.yaml")} - {"base"}
+        return f"{group}={option}: there is no such option; it is one of {', '.join(sorted(options))}"
     unknown = re.search(r"Could not (?:override|delete|append)[^']*'([\w./@-]+)'", message)
     if unknown:
-        key = unknown.group(1)
+        key, known = unknown.group(1), settings.known_keys()
         given = next((o for o in overrides if o.lstrip("+~").startswith((f"{key}=", f"{key}@"))), key)
-        if key in settings.RULES:
+        if key in known:
             return f"{given}: is a key of another option of {key.rpartition('.')[0]}; see `python train.py --cfg job`"
         groups = [str(p.relative_to(CONF)) for p in Path(CONF).glob("**/*") if p.is_dir()]
-        return f"{given}: there is no such key; {settings.nearest(key, [*settings.RULES, *groups])}"
+        return f"{given}: there is no such key; {settings.nearest(key, [*known, *groups])}"
     return " ".join(message.split()) + "; see `python train.py --help`"
 
 
-def ended(run: Callable[[DictConfig], float], cfg: DictConfig) -> float:
+# --- around and after -------------------------------------------------------------------------------------------------
+
+
+def import_torch_and_lightning() -> None:
+    """With the garbage collector off: the imports make a million objects and no garbage, which takes a second to see.
+
+    What they made is never looked through again.
+    """
+    if "vae.run.trainer" in sys.modules:
+        return
+    gc.disable()
+    try:
+        importlib.import_module("vae.run.trainer")
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # at the end, modules in C count what was not freed
+    finally:
+        gc.enable()
+
+
+def with_exit_codes(train: Callable[[DictConfig], float], cfg: DictConfig) -> float:
     """The run's result, or its exit code and one line: 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
     log_to(None)
     try:
-        return run(cfg)
+        import_torch_and_lightning()
+        return train(cfg)
     except BaseException as error:
         code, line = ending(error)
         file = log_file()
         if code == 1 and file is not None:
             line += f"; its log: {file}"
         logging.getLogger(__name__).error(line)
-        if file is not None and not expected(error):
+        if file is not None and not is_known(error):
             with contextlib.suppress(OSError), open(file, "a") as written:  # the disk may be what failed
                 traceback.print_exception(error, file=written)
         if HydraConfig.get().mode == RunMode.MULTIRUN and code in (1, 2):

@@ -1,7 +1,6 @@
-"""A run directory belongs to one configuration: identity, lock, and the way back to a trained model."""
+"""A run directory belongs to one configuration: its identity, its lock, its files."""
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,24 +12,20 @@ import yaml
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from vae.data.module import ImageDataModule
 from vae.errors import InputError
-from vae.files import replace, sweep_parts, writable
-from vae.run import settings
-from vae.run.build import build
+from vae.files import remove_leftovers, replace, writable
 from vae.run.process import in_a_child, log_to
-from vae.run.settings import Settings
-from vae.training import checkpoints
-from vae.training.lit import LitVAE
+from vae.run.settings import Plain, Settings, leaves, show
 
 # Keys that may differ between two sittings of a run, because no result depends on them.
-FREE = (
-    "run_dir", "threads", "compile", "checkpoint", "trainer.accelerator", "trainer.enable_progress_bar",
+NOT_IDENTITY = (
+    "run_dir", "threads", "compile", "checkpoint",
+    "trainer.accelerator", "trainer.enable_progress_bar", "trainer.fast_step",
     "data.root", "data.mirrors", "data.timeout", "data.num_workers", "data.eval_batch_size", "data.resident",
     "callbacks.checkpoint_minutes", "callbacks.figures_every", "evaluation.cache_dir",
 )  # fmt: skip
 
-GROWS = "trainer.max_epochs"
+MAY_GROW = "trainer.max_epochs"
 
 CHECKPOINT_BYTES = 2**24  # what must be free before the first epoch; a checkpoint of the report's model has 6 MB
 
@@ -64,14 +59,14 @@ class Run:
         return found
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         metrics = self.metrics
         if metrics is None:
             return False
-        return metrics["epochs"] >= self.settings["trainer"]["max_epochs"] or bool(metrics["stopped_early"])
+        return metrics["epochs"] >= self.settings.trainer.max_epochs or bool(metrics["stopped_early"])
 
     @property
-    def begun(self) -> bool:
+    def has_begun(self) -> bool:
         """Whether it holds more than what a process killed before its first file leaves behind."""
         files = (p for p in self.directory.rglob("*") if p.is_file())
         return any(p.name != ".lock" and p.suffix != ".part" for p in files)
@@ -79,7 +74,7 @@ class Run:
     @property
     def resume_from(self) -> Path | None:
         """The checkpoint where it goes on, or None for a run that never wrote one."""
-        which = self.settings["checkpoint"]
+        which = self.settings.checkpoint
         path = self.checkpoint(which)
         if path.exists():
             return path
@@ -96,39 +91,40 @@ class Run:
         path = self.directory / "config.yaml"
         if path.exists():
             self._compare(read_settings(path))
-            if not self.finished:
+            if not self.is_finished:
                 _ = self.resume_from  # which refuses a directory whose checkpoint is gone
-        elif self.begun:
+        elif self.has_begun:
             raise InputError(
                 f"run_dir={self.directory}: is not empty and not a run (no config.yaml); name a new folder, "
                 "for example run_dir=outputs/mine"
             )
 
-    def _compare(self, saved: Settings) -> None:
-        differ = differences(saved, self.settings)
+    def _compare(self, saved: Plain) -> None:
+        differ = differences(saved, self.settings.plain)
         metrics = self.metrics
         if metrics is None:  # it has still to be evaluated: how, may be changed, so that it can end where it could not
             differ = {key: pair for key, pair in differ.items() if not key.startswith("evaluation.")}
-        if differ.keys() == {GROWS}:
-            old, new = differ[GROWS]
+        if differ.keys() == {MAY_GROW}:
+            old, new = differ[MAY_GROW]
             if new >= old or (metrics is not None and new >= metrics["epochs"]):
                 return
         if differ:
             raise InputError(
-                f"run_dir={self.directory}: belongs to another configuration, which differs in {listed(differ)}; "
-                "give the same command to continue it, or another run_dir" + self._hint(differ)
+                f"run_dir={self.directory}: belongs to another configuration, which differs in "
+                f"{describe_differences(differ)}; give the same command to continue it, or another run_dir"
+                + self._hint(differ)
             )
 
     def _hint(self, differ: dict[str, tuple[Any, Any]]) -> str:
         if all(key.startswith("evaluation.") for key in differ):
             return f"; to evaluate it anew, vae evaluate {self.directory}"
         lengths = [key for key in differ if key in ("scheduler.T_max", "scheduler.epochs")]
-        if GROWS not in differ or not lengths or "OneCycle" in str(self.settings["scheduler"]["_target_"]):
+        if MAY_GROW not in differ or not lengths or "pct_start" in self.settings.plain["scheduler"]:
             return ""
         return f"; to train on, keep the schedule's length: {lengths[0]}={differ[lengths[0]][0]}"
 
     @contextmanager
-    def opened(self, cfg: DictConfig | None = None) -> Iterator[None]:
+    def open(self, cfg: DictConfig | None = None) -> Iterator[None]:
         """Created, locked and described by config.yaml, while the block runs; the log goes to train.log.
 
         Raises InputError if another process works in it or it cannot be created, RunFailed if nothing can be written.
@@ -138,20 +134,20 @@ class Run:
             yield
             return
         check_device(self.settings)
-        with self.locked():
+        with self.lock():
             self.check()
             self.checkpoint_directory.mkdir(exist_ok=True)
             for folder in (self.directory, self.checkpoint_directory, self.directory / "figures"):
-                sweep_parts(folder)
+                remove_leftovers(folder)
             writable(self.checkpoint_directory, CHECKPOINT_BYTES)
-            write(self.directory / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
+            write(self.directory / "config.yaml", yaml.safe_dump(self.settings.plain, sort_keys=False))
             if cfg is not None:
                 self._describe(cfg)
             log_to(self.directory / "train.log")
             yield
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """For one process at a time; the lock dies with its holder."""
         lock = FileLock(self.directory / ".lock")
         try:
@@ -180,27 +176,31 @@ class Run:
         write(self.directory / ".hydra" / "overrides.yaml", yaml.safe_dump(list(hydra.overrides.task)))
 
 
-def differences(saved: Settings, now: Settings) -> dict[str, tuple[Any, Any]]:
+def differences(saved: Plain, now: Plain) -> dict[str, tuple[Any, Any]]:
     """The keys on which results depend and that two configurations set differently, with both values."""
-    old, new = (dict(settings.leaves(s)) for s in (saved, now))
-    given_first = sorted({*old, *new}, key=lambda key: (key.count("."), key))  # others may only follow from those
-    keys = [key for key in given_first if key not in FREE and old.get(key) != new.get(key)]
+    old, new = dict(leaves(saved)), dict(leaves(now))
+    # a key of the upper levels first: the lower ones may follow from it by interpolation
+    given_first = sorted({*old, *new}, key=lambda key: (key.count("."), key))
+    keys = [key for key in given_first if key not in NOT_IDENTITY and old.get(key) != new.get(key)]
     return {key: (old.get(key, "absent"), new.get(key, "absent")) for key in keys}
 
 
-def listed(differ: dict[str, tuple[Any, Any]]) -> str:
-    shown = ", ".join(f"{key} ({old} there, {new} now)" for key, (old, new) in list(differ.items())[:6])
-    return shown + (f" and {len(differ) - 6} more" if len(differ) > 6 else "")
+def describe_differences(differ: dict[str, tuple[Any, Any]]) -> str:
+    said = ", ".join(f"{key} ({show(old)} there, {show(new)} now)" for key, (old, new) in list(differ.items())[:6])
+    return said + (f" and {len(differ) - 6} more" if len(differ) > 6 else "")
 
 
-def check_device(s: Settings) -> None:
+def check_device(settings: Settings) -> None:
     """Raises InputError where the run asks for a GPU that this machine has not."""
-    wanted = s["trainer"]["accelerator"]
-    if wanted in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise InputError(f"trainer.accelerator={wanted}: torch finds no GPU here; take trainer=cpu or trainer=default")
+    accelerator = settings.trainer.accelerator
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise InputError(
+            f"trainer.accelerator={accelerator}: torch finds no GPU here; take trainer=cpu or trainer=default"
+        )
 
 
-def read_settings(path: Path) -> Settings:
+def read_settings(path: Path) -> Plain:
+    """A run's config.yaml, in today's keys; raises InputError for a file that is none."""
     try:
         loaded = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
@@ -211,43 +211,15 @@ def read_settings(path: Path) -> Settings:
         raise InputError(
             f"{path}: is not the configuration of a run of this project; restore it or take another run_dir"
         )
-    return loaded
+    return upgrade(loaded)
+
+
+def upgrade(plain: Plain) -> Plain:
+    """The configuration of an older run with the keys that came later, at the values that it had without them."""
+    trainer, callbacks = {"fast_step": True, **plain["trainer"]}, {"extra": {}, **plain["callbacks"]}
+    return {"logger": {}, **plain, "trainer": trainer, "callbacks": callbacks}
 
 
 def write(path: Path, text: str) -> None:
     """The whole file or the old one, whatever happens in between."""
     replace(path, text.encode())
-
-
-def load_run(directory: str | os.PathLike[str], which: str = "best") -> tuple[LitVAE, ImageDataModule, Run]:
-    """A trained model in eval mode with its data, from its directory; `which` is `best` or `last`.
-
-    Raises InputError, one line, for a directory that is no run and a checkpoint that is missing, damaged or foreign.
-    """
-    run = Run(Path(directory), {})
-    if not (run.directory / "config.yaml").exists():
-        raise InputError(f"{directory}: is not a run (no config.yaml); name a folder that train.py wrote")
-    run.settings = settings.verify(read_settings(run.directory / "config.yaml"))
-    lit, data = build(run.settings)
-    load_weights(lit, run.checkpoint(which))
-    return lit.eval(), data, run
-
-
-def load_weights(lit: LitVAE, path: Path) -> dict[str, Any]:
-    checkpoint = checkpoints.load(path)
-    checkpoints.check_architecture(checkpoint["state_dict"], lit)
-    check_origin(path, checkpoint["vae"]["settings"], lit.settings)
-    lit.load_state_dict(checkpoint["state_dict"])
-    return checkpoint
-
-
-def check_origin(path: Path, saved: Settings, now: Settings) -> None:
-    """Raises InputError for a checkpoint of the same shapes that another configuration trained."""
-    own = (GROWS, "evaluation.", "callbacks.")  # what may have grown or changed since it was written
-    differ = {key: pair for key, pair in differences(saved, now).items() if not key.startswith(own)}
-    if differ:
-        other = "best" if path.name == "last.ckpt" else "last"
-        raise InputError(
-            f"{path}: was written under another configuration, which differs in {listed(differ)}; put this run's own "
-            f"file back, or continue from the other one (checkpoint={other})"
-        )

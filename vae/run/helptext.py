@@ -1,27 +1,11 @@
-"""What `python train.py --help` prints. Options of the groups come from `conf/`, defaults from its files."""
+"""What `python train.py --help` prints, and docs/keys.md: options from `conf/`, keys from the settings' table."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from vae.run.settings import CONF
+from omegaconf import OmegaConf
 
-KEYS = """\
-latent_dim                      size of z
-dropout                         of the encoder's hidden layers (model.decoder.dropout for the decoder's)
-seed                            of weights, noise and the order of the images: the same command gives the same numbers
-run_dir                         where the run goes; the same command again continues it
-model.encoder.hidden            [200,200,200] any depth, also []; .activation, .dropout; for model.decoder too
-model.encoder.channels          of convolutions: [16,32]; .kernel_size .stride .padding .pool .norm
-model.decoder.init_bias         data: start at the mean image
-likelihood.reconstruct          sample or mean: the report's decoder sampling on or off (squared_error)
-likelihood.sigma                a number, shared, pixel or optimal (gaussian)
-objective.samples               draws of z for each image; .free_bits, .gradient=dreg
-objective.beta.value            weight of the KL; objective/beta=linear or cyclic for schedules of the step
-data.root                       where the files are, or are downloaded to; data.batch_size, .binarize, .num_workers
-optimizer.lr                    learning rate; .weight_decay
-trainer.max_epochs              may grow later; .precision, .gradient_clip_val, .devices
-callbacks.early_stopping        epochs of patience; .monitor, .figures_every, .checkpoint_minutes
-evaluation.samples              importance samples of the NLL; .features, .probes
-threads, compile, checkpoint    CPU threads; torch.compile; last or best: where an unfinished run goes on"""
+from vae.run.settings import CONF, known_keys, show
 
 EXAMPLES = """\
 python train.py data=digits                                   a first result without a download
@@ -32,24 +16,61 @@ python train.py -m latent_dim=2,4,8 likelihood.reconstruct=sample,mean run_dir=o
 python train.py run_dir=outputs/mine                          begins it, continues it, or shows its result"""
 
 
-def groups() -> list[str]:
-    """`group=option|option`, read off the folders of `conf/`."""
-    folders = sorted(p for p in Path(CONF).glob("**/*") if p.is_dir())
-    lines = []
-    for folder in folders:
-        options = sorted(p.stem for p in folder.glob("*.yaml") if p.stem != "base")
-        lines.append(f"{folder.relative_to(CONF)!s:<16} {', '.join(options)}")
-    return lines
-
-
-def text() -> str:
-    parts = {
-        "Choices, as group=option": "\n".join(groups()),
-        "Keys, as key=value (all of them with values: python train.py --cfg job)": KEYS,
+def write_help() -> str:
+    """The help of `train.py`: choices, keys with what they may be, examples."""
+    sections = {
+        "Choices, as group=option": "\n".join(f"{group:<16} {', '.join(options)}" for group, options in groups()),
+        "Keys, as key=value (with the values of a run: python train.py --cfg job)": "\n".join(
+            f"{name:<31} {key.meaning} ({key.allowed})" for name, key in known_keys().items()
+        ),
         "Examples": EXAMPLES,
     }
-    sections = [f"{title}\n" + "\n".join(f"  {line}" for line in body.splitlines()) for title, body in parts.items()]
-    head = (
-        "Trains a variational auto-encoder; -m sweeps over values given with commas, --cfg job shows the configuration."
-    )
-    return "\n\n".join([head, *sections])
+    head = "Trains a variational auto-encoder. -m sweeps over values given with commas."
+    texts = [f"{title}\n" + "\n".join(f"  {line}" for line in body.splitlines()) for title, body in sections.items()]
+    return "\n\n".join([head, *texts])
+
+
+def groups() -> Iterator[tuple[str, list[str]]]:
+    """Each group with its options, read off the folders of `conf/`."""
+    for folder in sorted(p for p in Path(CONF).glob("**/*") if p.is_dir()):
+        yield str(folder.relative_to(CONF)), sorted(p.stem for p in folder.glob("*.yaml") if p.stem != "base")
+
+
+def write_keys_page() -> str:
+    """docs/keys.md: `python -m vae.run.helptext > docs/keys.md`."""
+    rows = [f"| `{name}` | {key.meaning} | {key.allowed} | {_defaults(name)} |" for name, key in known_keys().items()]
+    lines = [
+        "# Keys",
+        "",
+        "Every key of the configuration, made by `python -m vae.run.helptext > docs/keys.md`. A key that stands in",
+        "several options of its group shows the default of each.",
+        "",
+        "| key | meaning | allowed | default |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        "| group | options |",
+        "|---|---|",
+        *(f"| `{group}` | {', '.join(f'`{option}`' for option in options)} |" for group, options in groups()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _defaults(name: str) -> str:
+    """The values that the files of conf/ give a key; recipes apart."""
+    group, _, last = name.rpartition(".")
+    folder = Path(CONF, *group.split("."))
+    files = sorted(folder.glob("*.yaml")) if group else [Path(CONF, "config.yaml")]
+    found: dict[str, list[str]] = {}
+    for file in files:
+        node = OmegaConf.load(file)
+        if last in node and not OmegaConf.is_missing(node, last):
+            value = OmegaConf.to_container(node, resolve=False)[last]  # type: ignore[call-overload, index]
+            found.setdefault(show(value), []).append(file.stem)
+    if len(found) == 1:
+        return f"`{next(iter(found))}`"
+    return ", ".join(f"`{value}` ({', '.join(names)})" for value, names in found.items())
+
+
+if __name__ == "__main__":
+    print(write_keys_page(), end="")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vae.data.module import ImageDataModule
-from vae.run.settings import Settings
+from vae.run.settings import Plain as Settings
 
 
 def provenance(s: Settings, data: ImageDataModule, device: torch.device) -> dict[str, Any]:

@@ -18,11 +18,12 @@ from vae.errors import InputError
 from vae.evaluation import estimates, figures
 from vae.evaluation.estimates import Generated, posteriors
 from vae.evaluation.gallery import common_figures, generated_figures, rate_distortion, sigma_figures
-from vae.evaluation.panels import shown_images
-from vae.run.directory import Run, load_weights, write
+from vae.evaluation.panels import example_images
+from vae.run.directory import Run, write
+from vae.run.load import load_weights
 from vae.run.provenance import provenance
 from vae.run.settings import caption, leaves
-from vae.run.table import show
+from vae.run.table import print_results
 from vae.training import checkpoints
 from vae.training.history import History, writer_of
 from vae.training.lit import LitVAE
@@ -35,11 +36,11 @@ TRAINING = ("epochs", "best_epoch", "steps", "seconds", "images_per_second", "pa
 
 def finish(run: Run, lit: LitVAE, data: ImageDataModule, history: History, trainer: Trainer) -> float:
     """Everything after training; returns the best epoch's monitored metric, for sweepers that optimise."""
-    s = run.settings
+    s = run.settings.plain
     checkpoint = load_weights(lit, run.checkpoint("best"))
     lit.to(trainer.strategy.root_device).eval()  # the trainer has taken it off the device when it left
     found, generated = evaluate(lit, data, s, checkpoint["global_step"])
-    found |= training_figures(history, checkpoint["epoch"])
+    found |= training_metrics(history, checkpoint["epoch"])
     found |= {
         "epochs": len(history.rows),
         "best_epoch": checkpoint["epoch"],
@@ -54,31 +55,31 @@ def finish(run: Run, lit: LitVAE, data: ImageDataModule, history: History, train
     if writer is not None:
         tensorboard(writer, run, lit, data, found, drawn)
     write_metrics(run, found, provenance(s, data, lit.device))
-    return show(run)
+    return print_results(run)
 
 
-def training_figures(history: History, epoch: int) -> dict[str, float]:
+def training_metrics(history: History, epoch: int) -> dict[str, float]:
     """What was logged of the training images in the best epoch."""
     row = next((row for row in history.rows if row["epoch"] == epoch), {})
     return {name: value for name, value in row.items() if name.startswith(("train/", "train_eval/"))}
 
 
-def again(run: Run, lit: LitVAE, data: ImageDataModule, which: str) -> None:
+def reevaluate(run: Run, lit: LitVAE, data: ImageDataModule, which: str) -> None:
     """The evaluation of a run that is there, under `run.settings`; what training measured of itself is kept."""
     if run.metrics is None:
         raise InputError(f"{run.directory}: is not finished (no metrics.json); its command continues it")
-    with run.locked():
+    with run.lock():
         checkpoint = checkpoints.load(run.checkpoint(which))
         history = History()
         history.load_state_dict(checkpoint_state(run))
-        found, generated = evaluate(lit, data, run.settings, checkpoint["global_step"])
+        found, generated = evaluate(lit, data, run.settings.plain, checkpoint["global_step"])
         epoch = run.metrics["best_epoch"] if which == "best" else history.rows[-1]["epoch"]
         kept = {name: value for name, value in run.metrics.items() if name in TRAINING}
-        kept |= training_figures(history, int(epoch))
+        kept |= training_metrics(history, int(epoch))
         drawn = draw(run, lit, data, history, generated, which)
         log.info("%d figures drawn", len(drawn))
-        origin = provenance(run.settings, data, lit.device) | {"checkpoint": which}
-        show(run, write_metrics(run, found | kept, origin, which))
+        origin = provenance(run.settings.plain, data, lit.device) | {"checkpoint": which}
+        print_results(run, write_metrics(run, found | kept, origin, which))
 
 
 def checkpoint_state(run: Run) -> dict[str, Any]:
@@ -95,12 +96,12 @@ def evaluate(
     batch = max(1, min(1000, estimates.ROWS // s["objective"]["samples"]))
     for split in ("dev", "test"):
         images = getattr(data, split).images
-        found |= estimates.objective_figures(vae, lit.objective, images, split, seed, step, batch)
-    found |= estimates.nats_figures(vae, data.test.images, e["samples"], seed, "test")
-    found |= estimates.latent_figures(vae, data.train_once, data.test, "test", e["probes"])
+        found |= estimates.objective_metrics(vae, lit.objective, images, split, seed, step, batch)
+    found |= estimates.likelihood_metrics(vae, data.test.images, e["samples"], seed, "test")
+    found |= estimates.latent_metrics(vae, data.train_fixed, data.test, "test", e["probes"])
     if not e["features"]:
         return found, None
-    more, generated = estimates.sample_figures(vae, data, e, seed)
+    more, generated = estimates.sample_metrics(vae, data, e, seed)
     return found | more, generated
 
 
@@ -117,8 +118,8 @@ def draw(
     run: Run, lit: LitVAE, data: ImageDataModule, history: History, generated: Generated | None, which: str = "best"
 ) -> dict[str, Figure]:
     """The report's figures and ours, as PNG files in the run's `figures/`; by name."""
-    what = caption(run.settings)
-    x, _ = shown_images(data)
+    what = caption(run.settings.plain)
+    x, _ = example_images(data)
     drawn = common_figures(run, lit, data, history, which)
     if lit.vae.likelihood.normalised:  # else there are no nats to draw
         drawn["rate_distortion"] = rate_distortion(history, what)
@@ -144,7 +145,7 @@ def tensorboard(
     images = as_floats(data.dev.images[:count])
     means = posteriors(lit.vae, data.dev.images[:count]).mu
     writer.add_embedding(means, data.dev.labels[:count].tolist(), images, int(found["steps"]), "posterior_means")
-    flat = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in leaves(run.settings)}
+    flat = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in leaves(run.settings.plain)}
     flat.pop("run_dir")
     hparams(writer, flat, found)
     writer.flush()
@@ -163,17 +164,17 @@ def hparams(writer: SummaryWriter, flat: dict[str, Any], found: dict[str, float]
         writer.add_scalar(name, value, int(found["steps"]))
 
 
-def finished(run: Run, lit: LitVAE, data: ImageDataModule, trainer: Trainer, history: History) -> float:
+def evaluate_and_write(run: Run, lit: LitVAE, data: ImageDataModule, trainer: Trainer, history: History) -> float:
     """Evaluates, draws and writes down the best checkpoint; returns the best epoch's monitored metric."""
     if not trainer.is_global_zero:
         return 0.0
-    give_back()
+    trim_memory()
     result = finish(run, lit, data, history, trainer)
-    give_back()
+    trim_memory()
     return result
 
 
-def give_back() -> None:
+def trim_memory() -> None:
     """Freed memory goes back to the system: glibc keeps it, and the evaluation's would come on top of training's."""
     gc.collect()
     with suppress(AttributeError, OSError, TypeError):  # other systems' libraries have no such call, and no such need
@@ -181,4 +182,4 @@ def give_back() -> None:
 
 
 def shown(run: Run) -> float:
-    return show(run)
+    return print_results(run)

@@ -1,349 +1,625 @@
-"""What every key of the configuration may be; checked before a file is written, a data set read or torch imported."""
+"""What every key of the configuration may be: its type, its range, its meaning. Its default stands in `conf/`.
+
+A key is written once, here: validation, `--help` and docs/keys.md read it. A part that is not the project's own is held
+against its constructor's signature instead. Imports torch only where an own part has to be imported.
+"""
 
 import difflib
 import functools
+import importlib
+import inspect
 import math
 import re
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
+import yaml
+from annotated_types import Ge, Gt, Le, Len, Lt, MinLen
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
 
 from vae.errors import InputError
 
-Settings = dict[str, Any]
+PACKAGE = Path(__file__).resolve().parent.parent
+# in a wheel inside the package, in a checkout beside it
+CONF = str(PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf")
+Plain = dict[str, Any]
+
+Count = Annotated[int, Ge(1)]
+CountOrZero = Annotated[int, Ge(0)]
+Seed = Annotated[int, Ge(0), Lt(2**63)]
+Share = Annotated[float, Ge(0), Lt(1)]
+Fraction = Annotated[float, Gt(0), Lt(1)]
+Portion = Annotated[float, Gt(0), Le(1)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Text = Annotated[str, MinLen(1)]
+Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "softplus", "sigmoid"]
 
 
-class Rule(NamedTuple):
-    """What is allowed, in words, and whether a value is; `example` is what to write instead."""
+def key(meaning: str, example: Any = None) -> Any:
+    """A key that every run has; `example` is what a refusal proposes where the type alone says too little."""
+    return Field(description=meaning, examples=[example])
 
-    allowed: str
-    accepts: Callable[[Any], bool]
+
+def option(meaning: str, example: Any = None) -> Any:
+    """A key that some options of its group have."""
+    return Field(None, description=meaning, examples=[example])
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+
+class Part(Section):
+    """What Hydra builds: `_target_` names the class or function."""
+
+    target: str | None = Field(None, alias="_target_")
+    partial: bool = Field(False, alias="_partial_")
+
+
+class OwnPart(Part):
+    """A part from outside the project; its constructor's signature says which keys it takes."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Network(Part):
+    hidden: list[Count] = option("widths of the hidden layers; any depth, also []", [200, 200])
+    activation: Activation = option("after every hidden layer")
+    dropout: Share = option("of the hidden layers", 0.3)
+    channels: Annotated[list[Count], MinLen(1)] = option("of the convolutions, in the encoder's order", [16, 32])
+    kernel_size: Count = option("of the convolutions", 3)
+    stride: Count = option("of the convolutions", 2)
+    padding: CountOrZero = option("of the convolutions", 1)
+    pool: Literal["none", "max", "avg"] = option("after every convolution, by two")
+    norm: Literal["none", "batch", "group", "layer"] = option("after every convolution")
+
+
+class Decoder(Network):
+    init_bias: Literal["data"] | None = option("data: the last bias starts where the mean image is train's mean")
+
+
+class Likelihood(Part):
+    reconstruct: Literal["sample", "mean"] = option(
+        "squared error of a sampled image, as in the report, or of the mean"
+    )
+    mean: Literal["sigmoid", "linear"] = option("link from the decoder's output to the mean")
+    sigma: Positive | Literal["shared", "pixel", "optimal"] = option("standard deviation of a pixel", 0.1)
+    min_sigma: Positive = option("floor of sigma=pixel", 0.01)
+    min_scale: Positive = option("floor of a pixel's scale", 0.001)
+
+
+class Beta(Part):
+    value: NotNegative = option("weight of the KL", 1)
+    start: NotNegative = option("weight of the KL at the start", 0)
+    end: NotNegative = option("weight of the KL after the rise", 1)
+    steps: Count = option("length of the rise", 10_000)
+    period: Count = option("steps from one rise to the next", 10_000)
+    ramp: Portion = option("share of a period in which beta rises", 0.5)
+
+
+def _kind(node: Any) -> str:
+    target = node.get("_target_") if isinstance(node, dict) else getattr(node, "target", None)
+    return "ours" if target in targets() or not isinstance(node, dict | Part) else "own"
+
+
+def _part(kind: Any) -> Any:
+    return Annotated[Annotated[kind, Tag("ours")] | Annotated[OwnPart, Tag("own")], Discriminator(_kind)]
+
+
+class Objective(Part):
+    samples: Count = option("draws of z for each image", 1)
+    free_bits: NotNegative = option("nats that each latent is charged at least", 0.1)
+    gradient: Literal["plain", "dreg"] = option("estimator of the encoder's gradient")
+    beta: NotNegative | _part(Beta) = option("weight of the KL: a number or a schedule of the step", 1)  # type: ignore[valid-type]
+
+
+class Data(Part):
+    name: Literal["mnist", "fashion_mnist", "kmnist", "digits"] = option("the set of images")
+    root: Text = option("folder of the files; they are downloaded when absent", "data")
+    batch_size: Count = option("images a step, over all devices", 100)
+    eval_batch_size: Count = option("images at once in validation; moves no metric", 1000)
+    dev_size: Count | None = option("images held out of the training set; null: 10,000, digits 300", 10_000)
+    split: Literal["last", "random"] = option("which of the training images are dev")
+    split_seed: Seed = option("of split=random", 0)
+    binarize: Literal["none", "threshold", "static", "dynamic"] = option(
+        "grey levels as 0 and 1; dynamic: at each visit"
+    )
+    num_workers: CountOrZero = option("processes that load batches", 0)
+    repeat: Count = option("length of an epoch, in training sets", 1)
+    resident: bool | None = option("images on the device; null: on a GPU without workers", True)
+    mirrors: list[Text] | None = option("other addresses to download from", ["https://example.org/"])
+    timeout: Positive = option("seconds that a download may stall", 30)
+    seed: Seed = option("of order and binarisation", 0)
+
+
+class Optimizer(Part):
+    lr: Positive = option("learning rate", 0.001)
+    weight_decay: NotNegative = option("coupled, as in the report; adamw: decoupled", 1e-5)
+    betas: Annotated[list[Share], Len(2, 2)] = option("decay of the two moments", [0.9, 0.999])
+    eps: Positive = option("added to the root of the second moment", 1e-8)
+    fused: bool | None = option("one kernel for all weights", True)
+    alpha: Share = option("decay of the second moment", 0.99)
+    momentum: Share = option("of the gradient", 0.9)
+    nesterov: bool = option("momentum looked ahead", True)
+    lr_decay: NotNegative = option("decay of the learning rate", 0.0)
+
+
+class Scheduler(Part):
+    T_max: Count = option("epochs to the lowest rate", 70)
+    eta_min: NotNegative = option("the lowest rate", 0.0)
+    warmup: Count = option("epochs of rising rate", 5)
+    epochs: Count = option("length of the schedule", 70)
+    max_lr: Positive = option("the highest rate", 0.001)
+    pct_start: Fraction = option("share of the steps in which the rate rises", 0.3)
+    div_factor: Positive = option("highest rate over the first", 25)
+    final_div_factor: Positive = option("first rate over the last", 1e4)
+    cycle_momentum: bool = option("momentum falls while the rate rises", False)
+    start_factor: Portion = option("first rate over the highest", 0.01)
+    step_size: Count = option("epochs between two falls", 30)
+    milestones: Annotated[list[Count], MinLen(1)] = option("epochs at which the rate falls", [30, 60])
+    gamma: Positive = option("factor of a fall", 0.1)
+    factor: Fraction = option("factor of a fall", 0.5)
+    patience: CountOrZero = option("epochs without a better metric before a fall", 5)
+    min_lr: NotNegative = option("the lowest rate", 1e-6)
+
+
+class Trainer(Section):
+    max_epochs: Count = key("epochs; may grow later", 70)
+    accelerator: Literal["auto", "cpu", "gpu", "cuda"] = key("where the run computes")
+    devices: Count | Annotated[list[CountOrZero], MinLen(1)] | Literal["auto"] = key("how many devices, or which", 1)
+    strategy: Literal["auto", "ddp", "ddp_spawn", "ddp_fork"] = key("how several devices share a batch")
+    num_nodes: Count = key("machines", 1)
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = key("of weights and activations")
+    gradient_clip_val: Positive | None = key("greatest norm of the gradient", 1.0)
+    accumulate_grad_batches: Count = key("batches a step", 1)
+    deterministic: bool = key("only algorithms that repeat to the bit on a GPU", True)
+    limit_train_batches: Count | None = key("steps an epoch at most", 100)
+    enable_progress_bar: bool | None = key("null: on a terminal only", False)
+    fast_step: bool = key("plain steps past Lightning's loop; the numbers are the same", True)
+
+
+class Callbacks(Section):
+    monitor: Literal["dev/loss", "dev/neg_elbo", "dev/unweighted_loss", "dev/elbo", "dev/reconstruction", "dev/kl"] = (
+        key("what the best epoch is best by; under a schedule of beta, dev/loss gives way to the unweighted loss")
+    )
+    early_stopping: Count | None = key("epochs of patience", 10)
+    checkpoint_minutes: Positive = key("minutes between two writings of last.ckpt in mid-epoch", 10)
+    figures_every: CountOrZero = key("epochs between two drawings for TensorBoard; 0: at the end only", 10)
+    extra: dict[str, OwnPart] = key("your own callbacks: callbacks.extra.NAME._target_=mypkg.MyCallback", {})
+
+
+class Evaluation(Section):
+    samples: CountOrZero = key("importance samples of the NLL; 0: none", 500)
+    features: bool = key("a small classifier for samples: Frechet distance, precision, recall, classes", True)
+    generated: CountOrZero = key("prior samples that it sees", 10_000)
+    cache_dir: Text = key("where the classifier is kept", "outputs/.cache")
+    probes: bool = key("kNN and a linear probe on the posterior means", True)
+
+
+class Halves(Section):
+    encoder: _part(Network)  # type: ignore[valid-type]
+    decoder: _part(Decoder)  # type: ignore[valid-type]
+
+
+class Settings(Section):
+    """A run's configuration, usable as it stands; `plain` is the same in plain containers, which files hold."""
+
+    latent_dim: Count = key("size of z", 4)
+    dropout: Share = key("of the encoder's hidden layers; model.decoder.dropout is the decoder's", 0.3)
+    seed: Seed = key("of weights, noise and the order of the images: the same command gives the same numbers", 0)
+    threads: Count | None = key("CPU threads; null: all cores, shared between the parallel jobs of a sweep", 2)
+    compile: Literal["default", "reduce-overhead"] | None = key("torch.compile of both halves")
+    checkpoint: Literal["last", "best"] = key("where an unfinished run goes on; best when last is damaged")
+    run_dir: Text = key("where the run goes; the same command again continues it", "outputs/mine")
+    model: Halves
+    likelihood: _part(Likelihood)  # type: ignore[valid-type]
+    objective: _part(Objective)  # type: ignore[valid-type]
+    data: _part(Data)  # type: ignore[valid-type]
+    optimizer: _part(Optimizer)  # type: ignore[valid-type]
+    scheduler: _part(Scheduler)  # type: ignore[valid-type]
+    trainer: Trainer
+    callbacks: Callbacks
+    logger: dict[str, OwnPart] = key("your own loggers beside TensorBoard: logger.NAME._target_=mypkg.MyLogger", {})
+    evaluation: Evaluation
+
+    _plain: Plain = PrivateAttr(default_factory=dict)
+
+    @property
+    def plain(self) -> Plain:
+        return self._plain
+
+
+# --- the table of keys ------------------------------------------------------------------------------------------------
+
+
+class Key(NamedTuple):
+    kind: Any  # its type, with its range
+    meaning: str
     example: str
 
+    @property
+    def allowed(self) -> str:
+        return describe(self.kind)
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def whole(low: int, example: int | None = None) -> Rule:
-    def accepts(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= low
-
-    return Rule(f"a whole number of at least {low}", accepts, str(low if example is None else example))
+    def accepts(self, value: Any) -> bool:
+        return fits(self.kind, value)
 
 
-def real(low: float = -math.inf, high: float = math.inf, example: float = 0.0, open_low: bool = False) -> Rule:
-    """A finite number with low <= value < high, or low < value."""
-
-    def accepts(value: Any) -> bool:
-        return _is_number(value) and (value > low if open_low else value >= low) and value < high
-
-    lower = "" if low == -math.inf else (f" above {low:g}" if open_low else f" of at least {low:g}")
-    upper = "" if high == math.inf else f" and below {high:g}" if lower else f" below {high:g}"
-    return Rule(f"a finite number{lower}{upper}", accepts, f"{example:g}")
-
-
-def choice(*options: str) -> Rule:
-    return Rule("one of " + ", ".join(options), lambda value: value in options, options[0])
-
-
-def listed(rule: Rule, empty: bool = False, length: int | None = None) -> Rule:
-    def accepts(value: Any) -> bool:
-        return (
-            isinstance(value, list)
-            and (empty or bool(value))
-            and (length is None or len(value) == length)
-            and all(rule.accepts(v) for v in value)
-        )
-
-    size = f" of {length}" if length else "" if empty else ", not empty"
-    example = ",".join([rule.example] * (length or 2))
-    return Rule(f"a list{size}, each {rule.allowed}", accepts, f"[{example}]")
+def describe(kind: Any) -> str:
+    """A type in words: `Annotated[int, Ge(1)]` is "a whole number of at least 1"."""
+    base, limits = (get_args(kind)[0], get_args(kind)[1:]) if get_origin(kind) is Annotated else (kind, ())
+    if any(isinstance(limit, Discriminator) for limit in limits):
+        return "a part with a _target_"
+    origin, inner = get_origin(base), get_args(base)
+    if origin in (Union, types.UnionType):
+        return ", or ".join(describe(one) for one in inner)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, inner)) if len(inner) > 1 else str(inner[0])
+    if origin in (list, tuple, Sequence):
+        of = f", each {describe(inner[0])}" if inner else ""
+        return f"a list{_bounds(limits)}{of}"
+    if origin is dict or base is dict:
+        return "a group of keys"
+    words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text", type(None): "null"}
+    return words.get(base, getattr(base, "__name__", str(base))) + _bounds(limits)
 
 
-def either(*rules: Rule) -> Rule:
-    return Rule(
-        ", or ".join(r.allowed for r in rules), lambda value: any(r.accepts(value) for r in rules), rules[0].example
+def _bounds(limits: Collection[Any]) -> str:
+    said = []
+    for limit in limits:
+        match limit:
+            case Len(min_length=low, max_length=high) if low == high:
+                said.append(f" of {low}")
+            case MinLen(min_length=low):
+                said.append(", not empty")
+            case Ge(ge=low):
+                said.append(f" of at least {low}")
+            case Gt(gt=low):
+                said.append(f" above {low}")
+            case Le(le=high):
+                said.append(" and" * bool(said) + f" at most {high}")
+            case Lt(lt=high):
+                said.append(" and" * bool(said) + (" below 2^63" if high == 2**63 else f" below {high}"))
+    return "".join(said)
+
+
+def fits(kind: Any, value: Any) -> bool:
+    """Whether a value from a configuration is of this type; a type that pydantic does not know takes any value."""
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
+    except PydanticUserError:
+        return True
+    try:
+        adapter.validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Key]]:
+    for name, info in section.model_fields.items():
+        if name in ("target", "partial"):
+            continue
+        kind: Any = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+        for inner in _sections(kind):
+            yield from _keys(inner, f"{prefix}{name}.")
+        if info.description:
+            yield f"{prefix}{name}", Key(kind, info.description, _example(kind, (info.examples or [None])[0]))
+
+
+def _sections(kind: Any) -> list[type[BaseModel]]:
+    """The models of the project's own parts in a type."""
+    if inspect.isclass(kind) and issubclass(kind, Section):
+        return [] if kind is OwnPart else [kind]
+    return [found for inner in get_args(kind) if get_origin(kind) is not dict for found in _sections(inner)]
+
+
+def _example(kind: Any, example: Any) -> str:
+    if example is None:
+        choices = [value for one in (kind, *get_args(kind)) if get_origin(one) is Literal for value in get_args(one)]
+        example = choices[0] if choices else True
+    return show(example)
+
+
+def show(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if isinstance(value, str) or (isinstance(value, float) and not math.isfinite(value)):
+        return str(value)
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip().replace(", ", ",")
     )
 
 
-FLAG = Rule("true or false", lambda value: isinstance(value, bool), "true")
-
-TEXT = Rule("a text, not empty", lambda value: isinstance(value, str) and bool(value), "outputs/mine")
-
-NONE = Rule("null", lambda value: value is None, "null")
-
-ANY = Rule("anything", lambda value: True, "")
-
-SEED = Rule(
-    "a whole number from 0 to 2^63 - 1",
-    lambda v: isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 2**63,
-    "0",
-)
-
-SHARE = real(0, 1, 0.3)
-
-POSITIVE = real(0, example=0.001, open_low=True)
-
-NOT_NEGATIVE = real(0, example=0.0)
-
-ACTIVATION = choice("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "softplus", "sigmoid")
+@functools.cache
+def known_keys() -> dict[str, Key]:
+    """Dotted name -> what it may be; in the order of `Settings`."""
+    return dict(_keys(Settings))
 
 
-def _network(half: str) -> dict[str, Rule]:
-    keys = {
-        "hidden": listed(whole(1, 200), empty=True),
-        "activation": ACTIVATION,
-        "dropout": SHARE,
-        "channels": listed(whole(1, 32)),
-        "kernel_size": whole(1, 3),
-        "stride": whole(1, 2),
-        "padding": whole(0, 1),
-        "pool": choice("none", "max", "avg"),
-        "norm": choice("none", "batch", "group", "layer"),
-    }
-    return {f"model.{half}.{key}": rule for key, rule in keys.items()}
+def leaves(node: Plain, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value; a list is a value."""
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
-RULES: dict[str, Rule] = {
-    "latent_dim": whole(1, 4),
-    "dropout": SHARE,
-    "seed": SEED,
-    "threads": either(whole(1, 2), NONE),
-    "compile": either(choice("default", "reduce-overhead"), NONE),
-    "checkpoint": choice("last", "best"),
-    "run_dir": TEXT,
-    **_network("encoder"),
-    **_network("decoder"),
-    "model.decoder.init_bias": either(NONE, choice("data")),
-    "likelihood.reconstruct": choice("sample", "mean"),
-    "likelihood.mean": choice("sigmoid", "linear"),
-    "likelihood.sigma": either(real(0, example=0.1, open_low=True), choice("shared", "pixel", "optimal")),
-    "likelihood.min_sigma": POSITIVE,
-    "likelihood.min_scale": POSITIVE,
-    "objective.samples": whole(1),
-    "objective.free_bits": NOT_NEGATIVE,
-    "objective.gradient": choice("plain", "dreg"),
-    "objective.beta": NOT_NEGATIVE,
-    "objective.beta.value": NOT_NEGATIVE,
-    "objective.beta.start": NOT_NEGATIVE,
-    "objective.beta.end": NOT_NEGATIVE,
-    "objective.beta.steps": whole(1, 10_000),
-    "objective.beta.period": whole(1, 10_000),
-    "objective.beta.ramp": real(0, 1.0000001, 0.5, open_low=True),
-    "data.name": choice("mnist", "fashion_mnist", "kmnist", "digits"),
-    "data.root": TEXT,
-    "data.batch_size": whole(1, 100),
-    "data.eval_batch_size": whole(1, 1000),
-    "data.dev_size": either(whole(1, 10_000), NONE),
-    "data.split": choice("last", "random"),
-    "data.split_seed": SEED,
-    "data.binarize": choice("none", "threshold", "static", "dynamic"),
-    "data.num_workers": whole(0),
-    "data.repeat": whole(1),
-    "data.resident": either(FLAG, NONE),
-    "data.mirrors": either(NONE, listed(TEXT)),
-    "data.timeout": POSITIVE,
-    "data.seed": SEED,
-    "optimizer.lr": POSITIVE,
-    "optimizer.weight_decay": NOT_NEGATIVE,
-    "optimizer.betas": listed(real(0, 1, 0.9), length=2),
-    "optimizer.eps": POSITIVE,
-    "optimizer.fused": either(FLAG, NONE),
-    "optimizer.alpha": SHARE,
-    "optimizer.momentum": SHARE,
-    "optimizer.nesterov": FLAG,
-    "optimizer.lr_decay": NOT_NEGATIVE,
-    "scheduler.T_max": whole(1, 70),
-    "scheduler.eta_min": NOT_NEGATIVE,
-    "scheduler.warmup": whole(1, 5),
-    "scheduler.epochs": whole(1, 70),
-    "scheduler.max_lr": POSITIVE,
-    "scheduler.pct_start": real(0, 1, 0.3, open_low=True),
-    "scheduler.div_factor": POSITIVE,
-    "scheduler.final_div_factor": POSITIVE,
-    "scheduler.cycle_momentum": FLAG,
-    "scheduler.start_factor": real(0, 1.0000001, 0.01, open_low=True),
-    "scheduler.step_size": whole(1, 30),
-    "scheduler.milestones": listed(whole(1)),
-    "scheduler.gamma": POSITIVE,
-    "scheduler.factor": real(0, 1, 0.5, open_low=True),
-    "scheduler.patience": whole(0, 5),
-    "scheduler.min_lr": NOT_NEGATIVE,
-    "trainer.max_epochs": whole(1, 70),
-    "trainer.accelerator": choice("auto", "cpu", "gpu", "cuda"),
-    "trainer.devices": either(whole(1), listed(whole(0)), choice("auto")),
-    "trainer.strategy": choice("auto", "ddp", "ddp_spawn", "ddp_fork"),
-    "trainer.num_nodes": whole(1),
-    "trainer.precision": choice("32-true", "bf16-mixed", "16-mixed", "64-true"),
-    "trainer.gradient_clip_val": either(POSITIVE, NONE),
-    "trainer.accumulate_grad_batches": whole(1),
-    "trainer.deterministic": FLAG,
-    "trainer.limit_train_batches": either(whole(1), NONE),
-    "trainer.enable_progress_bar": either(FLAG, NONE),
-    "callbacks.monitor": choice("dev/loss", "dev/bound", "dev/elbo", "dev/reconstruction", "dev/kl"),
-    "callbacks.early_stopping": either(whole(1, 10), NONE),
-    "callbacks.checkpoint_minutes": real(0, example=10, open_low=True),
-    "callbacks.figures_every": whole(0, 10),
-    "evaluation.samples": whole(0, 500),
-    "evaluation.features": FLAG,
-    "evaluation.generated": whole(0, 10_000),
-    "evaluation.cache_dir": TEXT,
-    "evaluation.probes": FLAG,
+def nearest(name: str, known: Collection[str]) -> str:
+    """The known key that a mistyped one most likely meant, matched whole or by its last part."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not close:
+        last = {k.rpartition(".")[2]: k for k in known}
+        close = [last[k] for k in difflib.get_close_matches(name.rpartition(".")[2], list(last), n=1, cutoff=0.6)]
+    return f"did you mean {close[0]}?" if close else "`python train.py --help` lists the keys"
+
+
+# --- whose parts may be built -----------------------------------------------------------------------------------------
+
+# Names of torch's own optimizers and schedulers: data, not code, may name them.
+TORCH = re.compile(r"torch\.optim(\.lr_scheduler)?\.[A-Z]\w+")
+GROUPS_OF_PARTS = (
+    "model.encoder", "model.decoder", "likelihood", "objective", "objective.beta", "data", "optimizer", "scheduler",
+)  # fmt: skip
+# What the builder hands in, beside the configuration's keys.
+HANDED_IN = {
+    "model.encoder": {"image_shape", "out_features"},
+    "model.decoder": {"in_features", "image_shape"},
+    "objective.beta": {"step"},
+    "optimizer": {"params"},
+    "scheduler": {"optimizer", "steps_per_epoch"},
 }
 
-GROUPS = ("model", "likelihood", "objective", "data", "optimizer", "scheduler", "trainer", "callbacks", "evaluation")
 
-SCALARS = ("latent_dim", "dropout", "seed", "threads", "compile", "checkpoint", "run_dir")
-
-
-def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value; a list is a value."""
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+@functools.cache
+def targets() -> frozenset[str | None]:
+    """The parts that the files of conf/ name: those of the project, whose keys stand in this file."""
+    files = Path(CONF).rglob("*.yaml")
+    named = (re.findall(r"^_target_: (\S+)", file.read_text(), re.MULTILINE) for file in files)
+    return frozenset(None if name == "null" else name for names in named for name in names if name != "???")
 
 
-def resolved(cfg: DictConfig) -> dict[str, Any]:
+def distrust(plain: Plain, trust: Collection[str] = ()) -> None:
+    """Raises InputError for a part that a file names and that neither the project nor the caller vouches for.
+
+    A command line is its author's; a run's config.yaml may be a stranger's, and to build a part is to execute it.
+    `trust` names packages.
+    """
+    for name, value in leaves(plain):
+        if name.rpartition(".")[2] != "_target_" or value in targets() or TORCH.fullmatch(str(value)):
+            continue
+        package = str(value).partition(".")[0]
+        if package not in trust:
+            raise InputError(
+                f"{name}={value}: the run's config.yaml names a part from outside the project, and nothing of it was "
+                f'executed; if you trust it, say so: load_run(..., trust=("{package}",)) or --trust {package}'
+            )
+
+
+def check_own_part(group: str, node: Plain) -> None:
+    """Raises InputError, one line, for a part that cannot be imported, is of another kind, or takes other keys."""
+    target = node["_target_"]
+    made = import_target(group, target)
+    _check_kind(group, target, made)
+    parameters = inspect.signature(made).parameters
+    given = {name: value for name, value in node.items() if not name.startswith("_")}
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    known = [name for name in parameters if name not in HANDED_IN.get(group, set())]
+    for name, value in given.items():
+        if name not in parameters and not takes_all:
+            hint = nearest(name, known) if difflib.get_close_matches(name, known) else f"it takes {', '.join(known)}"
+            raise InputError(f"{group}.{name}={show(value)}: {target} takes no such key; {hint}")
+    _check_types(group, made, given)
+    for name in known:
+        parameter = parameters[name]
+        required = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_KEYWORD,
+            parameter.VAR_POSITIONAL,
+        )
+        if required and name not in given:
+            raise InputError(f"{group}.{name}: is missing; {target} needs it; give {group}.{name}=...")
+
+
+def import_target(group: str, target: Any) -> Any:
+    """The class or function of a dotted name."""
+    module, _, name = str(target).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # an own module may fail in any way while it is imported
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{group}._target_={target}: cannot be imported ({reason}); give package.module.Name of something that "
+            "`python -c 'import package.module'` finds from here"
+        ) from error
+
+
+def _check_kind(group: str, target: str, made: Any) -> None:
+    bases = {
+        "model.encoder": "torch.nn.Module", "model.decoder": "torch.nn.Module",
+        "likelihood": "vae.likelihoods.Likelihood", "optimizer": "torch.optim.Optimizer",
+        "data": "lightning.LightningDataModule", "callbacks.extra": "lightning.Callback",
+        "logger": "lightning.pytorch.loggers.Logger",
+    }  # fmt: skip
+    base = bases.get(group if group in bases else group.rpartition(".")[0])
+    if base is not None and not (inspect.isclass(made) and issubclass(made, import_target(group, base))):
+        raise InputError(f"{group}._target_={target}: is no {base}; derive the class from it")
+    if not callable(made):
+        raise InputError(f"{group}._target_={target}: cannot be called; name a class or a function")
+    if group == "objective" and inspect.isclass(made) and not any("__call__" in vars(base) for base in made.__mro__):
+        raise InputError(f"objective._target_={target}: is no objective; give it __call__(vae, x, step) -> Terms")
+
+
+def _check_types(group: str, made: Any, given: Plain) -> None:
+    try:
+        hints = get_type_hints(made.__init__ if inspect.isclass(made) else made, include_extras=True)
+    except Exception:  # annotations of an own class may name anything; then the constructor itself decides
+        return
+    for name, value in given.items():
+        if name in hints and not isinstance(value, dict) and not fits(hints[name], value):
+            raise InputError(f"{group}.{name}={show(value)}: must be {describe(hints[name])}")
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def resolve(cfg: DictConfig) -> Plain:
     """Plain containers with every interpolation filled in, which is what a run is identified by."""
     try:
         container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         first = str(error).splitlines()[0]
         raise InputError(f"{error.full_key}: {first}; see `python train.py --help`") from error
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+    return {str(name): value for name, value in cast(Plain, container).items()}
 
 
-def nearest(key: str, known: list[str]) -> str:
-    """The known key that a mistyped one most likely meant, matched whole or by its last part."""
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if not close:
-        last = {k.rpartition(".")[2]: k for k in known}
-        close = [last[k] for k in difflib.get_close_matches(key.rpartition(".")[2], list(last), n=1, cutoff=0.6)]
-    return f"did you mean {close[0]}?" if close else "`python train.py --help` lists the keys"
-
-
-@functools.cache
-def targets() -> frozenset[str | None]:
-    """Everything that the files of conf/ build: a value from the command line can name nothing else to be called."""
-    files = Path(CONF).rglob("*.yaml")
-    named = (re.findall(r"^_target_: (\S+)", file.read_text(), re.MULTILINE) for file in files)
-    return frozenset(None if name == "null" else name for names in named for name in names)
-
-
-def check(cfg: DictConfig) -> dict[str, Any]:
+def check(cfg: DictConfig) -> Settings:
     """The resolved configuration; raises InputError, one line, for the first key or value that cannot be used."""
-    return verify(resolved(cfg))
+    return verify(resolve(cfg))
 
 
-def verify(settings: dict[str, Any]) -> dict[str, Any]:
-    """The same settings, all of them usable, wherever they come from: a run's config.yaml is input too."""
-    for group in GROUPS:
-        if not isinstance(settings.get(group), dict):
-            raise InputError(f"{group}: is missing; choose one of its options, see `python train.py --help`")
-    for key in SCALARS:
-        if key not in settings:
-            raise InputError(f"{key}: is missing; for example {key}={RULES[key].example}")
-    for key, value in leaves(settings):
-        if key.rpartition(".")[2] == "_target_" and value not in targets():
-            raise InputError(f"{key}={value}: is none of the parts that conf/ names; choose an option of its group")
-        if key.rpartition(".")[2] in ("_target_", "_partial_"):
-            continue
-        rule = RULES.get(key)
-        if rule is None:
-            raise InputError(f"{key}={_shown(value)}: there is no such key; {nearest(key, list(RULES))}")
-        if not rule.accepts(value):
-            raise InputError(f"{key}={_shown(value)}: must be {rule.allowed}; for example {key}={rule.example}")
+def verify(plain: Plain) -> Settings:
+    """The same settings, typed; raises InputError as `check` does. What may be built, `distrust` says before."""
+    settings = read(plain)
+    for group, node in _own_parts(plain):
+        check_own_part(group, node)
     _check_together(settings)
     return settings
 
 
-def _shown(value: Any) -> str:
-    return (
-        "null"
-        if value is None
-        else str(value).lower()
-        if isinstance(value, bool)
-        else value
-        if isinstance(value, str)
-        else str(value).replace(" ", "")
-    )
+def read(plain: Plain) -> Settings:
+    """The settings, typed, key by key; no own part is imported."""
+    try:
+        settings = Settings.model_validate(plain)
+    except ValidationError as error:
+        raise InputError(_explain(error, plain)) from None
+    settings._plain = plain
+    return settings
 
 
-def _check_together(s: dict[str, Any]) -> None:
+def _own_parts(plain: Plain) -> Iterator[tuple[str, Plain]]:
+    own = [f"{group}.{name}" for group in ("callbacks.extra", "logger") for name in _at(plain, group) or {}]
+    for group in (*GROUPS_OF_PARTS, *own):
+        node = _at(plain, group)
+        if isinstance(node, dict) and node.get("_target_") not in targets():
+            yield group, node
+
+
+def _at(plain: Plain, dotted: str) -> Any:
+    node: Any = plain
+    for name in dotted.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
+
+
+def _explain(error: ValidationError, plain: Plain) -> str:
+    """The first fault as one line; types of a union stand in pydantic's place and are passed over."""
+    fault = error.errors()[0]
+    node, path = plain, []
+    for name in fault["loc"]:
+        if isinstance(node, dict) and (name in node or (fault["type"] == "missing" and name == fault["loc"][-1])):
+            path.append(str(name))
+            node = node.get(str(name), {})
+    name = ".".join(path)
+    known = known_keys()
+    if fault["type"] == "extra_forbidden" or (name not in known and fault["type"] != "missing"):
+        return f"{name}={show(node)}: there is no such key; {nearest(name, [*known])}"
+    if fault["type"] == "missing":
+        example = f"for example {name}={known[name].example}" if name in known else "choose one of its options"
+        return f"{name}: is missing; {example}; see `python train.py --help`"
+    return f"{name}={show(node)}: must be {known[name].allowed}; for example {name}={known[name].example}"
+
+
+def _check_together(s: Settings) -> None:
     """Values that are fine alone and not together."""
-    normalised = not s["likelihood"]["_target_"].endswith("SquaredErrorHead")
-    if s["callbacks"]["monitor"] == "dev/elbo" and not normalised:
+    if s.evaluation.features and s.evaluation.generated < 10:
         raise InputError(
-            "callbacks.monitor=dev/elbo: likelihood=squared_error is not normalised and has no ELBO in nats; "
-            "take callbacks.monitor=dev/loss or a normalised likelihood such as likelihood=gaussian"
-        )
-    if s["likelihood"]["_target_"].endswith("BernoulliHead") and "Continuous" not in s["likelihood"]["_target_"]:
-        if s["data"]["binarize"] == "none":
-            raise InputError(
-                "likelihood=bernoulli: data.binarize=none leaves grey levels, and it is defined on 0 and 1 only; "
-                "take data.binarize=dynamic (or static, threshold), or likelihood=continuous_bernoulli"
-            )
-    if s["evaluation"]["features"] and s["evaluation"]["generated"] < 10:
-        raise InputError(
-            f"evaluation.generated={s['evaluation']['generated']}: evaluation.features=true needs at least 10 samples; "
+            f"evaluation.generated={s.evaluation.generated}: evaluation.features=true needs at least 10 samples; "
             "for example evaluation.generated=10000, or evaluation.features=false"
         )
+    _check_likelihood(s)
     _check_clipping(s)
-    _check_sgd(s["optimizer"])
-    _check_one_cycle(s["scheduler"], s["trainer"]["max_epochs"])
+    _check_optimizer(s.plain)
 
 
-def _check_clipping(s: dict[str, Any]) -> None:
-    value = s["trainer"]["gradient_clip_val"]
-    if value is not None and s["trainer"]["precision"] == "16-mixed" and s["optimizer"].get("fused"):
+def _check_likelihood(s: Settings) -> None:
+    """What depends on the class of the likelihood; that of the default has passed without an import of torch."""
+    target, binarize = s.likelihood.target, s.plain["data"].get("binarize")
+    if target == "vae.likelihoods.SquaredErrorHead" and s.callbacks.monitor not in ("dev/elbo", "dev/neg_elbo"):
+        if s.objective.target != "vae.objectives.IWAE":
+            return
+    head = import_target("likelihood", target)
+    if not head.normalised and s.callbacks.monitor in ("dev/elbo", "dev/neg_elbo"):
+        raise InputError(
+            f"callbacks.monitor={s.callbacks.monitor}: likelihood={head.__name__} is not normalised and has no ELBO in "
+            "nats; take callbacks.monitor=dev/loss or a normalised likelihood such as likelihood=gaussian"
+        )
+    if not head.normalised and s.objective.target == "vae.objectives.IWAE":
+        raise InputError(
+            "objective=iwae: importance weights need a likelihood in nats, and likelihood=squared_error is not "
+            "normalised; take likelihood=gaussian (or another normalised one), or objective=elbo"
+        )
+    if getattr(head, "binary_only", False) and binarize == "none":
+        raise InputError(
+            "likelihood=bernoulli: data.binarize=none leaves grey levels, and it is defined on 0 and 1 only; "
+            "take data.binarize=dynamic (or static, threshold), or likelihood=continuous_bernoulli"
+        )
+
+
+def _check_clipping(s: Settings) -> None:
+    value = s.plain["trainer"]["gradient_clip_val"]
+    if value is not None and s.trainer.precision == "16-mixed" and s.plain["optimizer"].get("fused"):
         raise InputError(
             f"trainer.gradient_clip_val={value}: under trainer.precision=16-mixed a fused optimizer takes the loss's "
             "scale off within its step, after clipping; take optimizer.fused=false or trainer.precision=bf16-mixed"
         )
 
 
-def _check_one_cycle(scheduler: dict[str, Any], max_epochs: int) -> None:
-    if str(scheduler["_target_"]).endswith("OneCycleLR") and scheduler["epochs"] < max_epochs:
+def _check_optimizer(plain: Plain) -> None:
+    optimizer, scheduler, epochs = plain["optimizer"], plain["scheduler"], plain["trainer"]["max_epochs"]
+    if optimizer.get("nesterov") and not optimizer.get("momentum"):
+        raise InputError("optimizer.nesterov=true: needs momentum above 0; for example optimizer.momentum=0.9")
+    if "pct_start" in scheduler and scheduler["epochs"] < epochs:
         raise InputError(
-            f"trainer.max_epochs={max_epochs}: scheduler=one_cycle ends after scheduler.epochs={scheduler['epochs']}; "
-            f"take scheduler.epochs={max_epochs} in a new run_dir, or no more than {scheduler['epochs']} epochs"
+            f"trainer.max_epochs={epochs}: scheduler=one_cycle ends after scheduler.epochs={scheduler['epochs']}; "
+            f"take scheduler.epochs={epochs} in a new run_dir, or no more than {scheduler['epochs']} epochs"
         )
 
 
-def _check_sgd(optimizer: dict[str, Any]) -> None:
-    if optimizer.get("nesterov") and not optimizer.get("momentum"):
-        raise InputError("optimizer.nesterov=true: needs momentum above 0; for example optimizer.momentum=0.9")
+# --- what follows from settings ---------------------------------------------------------------------------------------
 
 
-CONF = str(Path(__file__).resolve().parents[2] / "conf")
-
-
-def caption(s: Settings) -> str:
-    """What every figure says of its data: the set and, since nats depend on it, how it was binarised."""
-    grey = s["data"]["binarize"]
-    return f"{s['data']['name']}, {'grey levels' if grey == 'none' else f'{grey} binarisation'}"
-
-
-def monitored(s: Settings) -> tuple[str, str]:
+def monitored(s: Settings, normalised: bool) -> tuple[str, str]:
     """The metric that the best epoch is best by, and `min` or `max`.
 
-    Where beta has a schedule, the loss of two epochs does not compare: `dev/bound`, with beta 1, takes its place.
+    Where beta has a schedule, the losses of two epochs do not compare: the loss with beta 1 takes their place.
     """
-    name = s["callbacks"]["monitor"]
-    beta = s["objective"].get("beta", 1.0)
+    name: str = s.callbacks.monitor
+    beta = s.plain["objective"].get("beta", 1.0)
     if name == "dev/loss" and isinstance(beta, dict) and {"steps", "period"} & beta.keys():
-        name = "dev/bound"
+        name = unweighted(normalised)
     return name, "max" if name == "dev/elbo" else "min"
 
 
-def plateau_watches(s: Settings) -> str:
+def unweighted(normalised: bool) -> str:
+    """Reconstruction + KL with beta 1: the negative ELBO where the likelihood is normalised."""
+    return "dev/neg_elbo" if normalised else "dev/unweighted_loss"
+
+
+def watched_by_plateau(s: Settings, normalised: bool) -> str:
     """What the plateau scheduler waits for: the lower, the better."""
-    name, mode = monitored(s)
-    return "dev/bound" if mode == "max" else name
+    name, mode = monitored(s, normalised)
+    return unweighted(normalised) if mode == "max" else name
+
+
+def caption(plain: Plain) -> str:
+    """What every figure says of its data: the set and, since nats depend on it, how it was binarised."""
+    data = plain["data"]
+    grey = data.get("binarize", "none")
+    name = data.get("name", str(data["_target_"]).rpartition(".")[2])
+    return f"{name}, {'grey levels' if grey == 'none' else f'{grey} binarisation'}"

@@ -9,7 +9,7 @@ from vae.run.settings import caption, monitored
 COLLAPSED = "collapsed: no latent is active (its posterior mean does not move with x); try objective/beta=linear"
 
 
-def show(run: Run, found: dict[str, Any] | None = None) -> float:
+def print_results(run: Run, found: dict[str, Any] | None = None) -> float:
     """Prints the closing table of a finished run, or these figures; returns the best epoch's monitored metric."""
     from rich import box
     from rich.console import Console
@@ -22,7 +22,7 @@ def show(run: Run, found: dict[str, Any] | None = None) -> float:
     table = Table(
         box=box.SIMPLE,
         show_header=False,
-        title=f"{caption(run.settings)}: epoch {found['best_epoch']} is the best of 0 to {found['epochs'] - 1}"
+        title=f"{caption(run.settings.plain)}: epoch {found['best_epoch']} is the best of 0 to {found['epochs'] - 1}"
         + (", these are the last one's figures" if last else ""),
     )
     for name, value in found.items():
@@ -34,7 +34,7 @@ def show(run: Run, found: dict[str, Any] | None = None) -> float:
     console.print(table)
     for line in closing_lines(run, found):
         console.print(line, highlight=False, soft_wrap=True)
-    return float(found[monitored(run.settings)[0]])
+    return float(found[monitored(run.settings, normalised)[0]])
 
 
 def of_the_last(found: dict[str, Any]) -> bool:
@@ -54,11 +54,11 @@ def units(name: str, normalised: bool) -> str:
 
 
 def closing_lines(run: Run, found: dict[str, Any]) -> list[str]:
-    active, latents = found["test/active_units"], run.settings["latent_dim"]
+    active, latents = found["test/active_units"], run.settings.latent_dim
     last = of_the_last(found)
     state = COLLAPSED if not active else f"{active} of {latents} latents are active"
     lines = [state]
-    if "SquaredError" in run.settings["likelihood"]["_target_"]:
+    if "SquaredError" in run.settings.plain["likelihood"]["_target_"]:
         lines.append("squared error is not normalised: the loss is no NLL and compares with no other likelihood's nats")
     root = run.directory if run.directory.is_absolute() else Path(run.directory.parts[0])
     return [

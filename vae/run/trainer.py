@@ -10,34 +10,38 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from vae.data.module import ImageDataModule
-from vae.evaluation.baselines import anchors
+from vae.evaluation.baselines import baselines
 from vae.files import writable
-from vae.run.directory import Run, check_origin
+from vae.run.directory import Run
+from vae.run.load import check_origin
 from vae.run.settings import caption, monitored
 from vae.training import checkpoints
 from vae.training.callbacks import EpochLine, Pictures, QuietBar, on_a_terminal
 from vae.training.checkpoints import DurableCheckpointIO, SaveBest, SaveLast
 from vae.training.history import History
-from vae.training.lightning_insides import StepLoop, Unprofiled
+from vae.training.lightning_insides import NullProfiler, StepLoop
 from vae.training.lit import LitVAE
 from vae.training.signals import GracefulStop
 
 log = logging.getLogger(__name__)
 
 
-class Events(TensorBoardLogger):
+class EventFileLogger(TensorBoardLogger):
     """TensorBoard's events alone: config.yaml says what hparams.yaml would."""
 
     def save(self) -> None:
         self.experiment.flush()
 
 
-def trainer_of(run: Run, history: History, pictures: Pictures, stop: GracefulStop, last: SaveLast) -> Trainer:
-    s = run.settings
+def build_trainer(
+    run: Run, normalised: bool, history: History, pictures: Pictures, stop: GracefulStop, last: SaveLast
+) -> Trainer:
+    s = run.settings.plain
     options = dict(s["trainer"])
+    options.pop("fast_step")
     bar = options.pop("enable_progress_bar")
     bar = on_a_terminal() if bar is None else bar
-    monitor, mode = monitored(s)
+    monitor, mode = monitored(run.settings, normalised)
     callbacks: list[Callback] = [history, EpochLine(history), pictures]
     callbacks += [QuietBar()] if bar else []
     if s["callbacks"]["early_stopping"]:
@@ -48,9 +52,9 @@ def trainer_of(run: Run, history: History, pictures: Pictures, stop: GracefulSto
     trainer = Trainer(
         **options,
         callbacks=[*callbacks, best, last, stop],
-        logger=Events(run.directory, name="", version="", default_hp_metric=False, purge_step=_purge(run)),
+        logger=EventFileLogger(run.directory, name="", version="", default_hp_metric=False, purge_step=_purge(run)),
         plugins=[DurableCheckpointIO()],
-        profiler=Unprofiled(),
+        profiler=NullProfiler(),
         enable_progress_bar=bar,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -69,9 +73,9 @@ def _purge(run: Run) -> int | None:
 
 
 @contextmanager
-def training(run: Run, lit: LitVAE, data: ImageDataModule) -> Iterator[tuple[Trainer, History]]:
+def prepared_trainer(run: Run, lit: LitVAE, data: ImageDataModule) -> Iterator[tuple[Trainer, History]]:
     """A trainer for where the directory stands; signals stop it between two steps while the block runs."""
-    s = run.settings
+    s = run.settings.plain
     if s["threads"]:
         torch.set_num_threads(s["threads"])
     start = run.resume_from
@@ -83,6 +87,6 @@ def training(run: Run, lit: LitVAE, data: ImageDataModule) -> Iterator[tuple[Tra
     state = 3 * sum(value.nbytes for value in lit.state_dict().values())  # weights, and Adam's two moments
     writable(run.checkpoint_directory, 2 * state if start is None else state)  # best and last, or one anew
     history, last = History(), SaveLast(run.checkpoint_directory, s["callbacks"]["checkpoint_minutes"])
-    pictures = Pictures(s["callbacks"]["figures_every"], s["seed"], caption(s), lambda: anchors(s, data))
+    pictures = Pictures(s["callbacks"]["figures_every"], s["seed"], caption(s), lambda: baselines(s, data))
     with GracefulStop(last.save) as stop:
-        yield trainer_of(run, history, pictures, stop, last), history
+        yield build_trainer(run, lit.vae.likelihood.normalised, history, pictures, stop, last), history

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-from vae.evaluation.panels import prior_figure, reconstruction_figure, shown_images
+from vae.evaluation.panels import example_images, prior_figure, reconstruction_figure
 from vae.training.history import LAYOUT, History, writer_of
 from vae.training.lit import LitVAE
 
@@ -35,26 +35,26 @@ class EpochLine(Callback):
 class Pictures(Callback):
     """Reconstructions of the same dev images and samples of the same prior draws, every few epochs."""
 
-    def __init__(self, every: int, seed: int, caption: str, anchors: Callable[[], dict[str, float]]) -> None:
+    def __init__(self, every: int, seed: int, caption: str, baselines: Callable[[], dict[str, float]]) -> None:
         self.every, self.seed, self.caption = every, seed, caption
-        self.find_anchors = anchors
-        self.anchors: dict[str, float] | None = None
+        self.find_baselines = baselines
+        self.baselines: dict[str, float] | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         writer = writer_of(trainer)
         if writer is None:
             return
-        if self.anchors is None:
-            self.anchors = self.find_anchors()
+        if self.baselines is None:
+            self.baselines = self.find_baselines()
             writer.add_custom_scalars(LAYOUT)
-        for name, value in self.anchors.items():
-            writer.add_scalar(f"anchor/{name.replace(' ', '_')}", value, trainer.global_step)
+        for name, value in self.baselines.items():
+            writer.add_scalar(f"baseline/{name.replace(' ', '_')}", value, trainer.global_step)
         if self.every and (trainer.current_epoch % self.every == 0 or trainer.current_epoch + 1 == trainer.max_epochs):
             self._draw(trainer, pl_module, writer)
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, writer: "SummaryWriter") -> None:
         assert isinstance(pl_module, LitVAE)
-        x, _ = shown_images(trainer.datamodule)  # type: ignore[attr-defined]  # Lightning sets it
+        x, _ = example_images(trainer.datamodule)  # type: ignore[attr-defined]  # Lightning sets it
         caption = f"{self.caption}; epoch {trainer.current_epoch}"
         vae, training = pl_module.vae, pl_module.vae.training
         vae.eval()

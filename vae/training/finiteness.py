@@ -8,7 +8,7 @@ from torch import Tensor
 from vae.objectives import Terms
 
 
-class LateWatch:
+class NonFiniteWatch:
     """For an accelerator: which terms were ever not finite, and the last finite loss before, kept on the device.
 
     To read them waits for the device, so a step only adds to them.

@@ -16,7 +16,7 @@ LATENTS_LOGGED = 64  # beyond it the KL of single latents is in the figure only
 
 LAYOUT = {
     "losses": {
-        "loss, train and dev": ["Multiline", ["train/loss", "train_eval/loss", "dev/loss", "anchor/.*"]],
+        "loss, train and dev": ["Multiline", ["train/loss", "train_eval/loss", "dev/loss", "baseline/.*"]],
         "reconstruction": ["Multiline", ["train/reconstruction", "dev/reconstruction"]],
         "KL": ["Multiline", ["train/kl", "dev/kl"]],
         "ELBO (nats)": ["Multiline", ["train/elbo", "dev/elbo"]],

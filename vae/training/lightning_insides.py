@@ -14,22 +14,22 @@ from torch import Tensor
 
 from vae.data.batches import Batch
 
-IN_A_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+HOOKS_IN_A_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
-OWN_WAYS = ("backward", "optimizer_step", "optimizer_zero_grad", "on_train_batch_start")
+REPLACES_A_STEP = ("backward", "optimizer_step", "optimizer_zero_grad", "on_train_batch_start")
 
 TRANSFER = ("on_before_batch_transfer", "transfer_batch_to_device")
 
 Hooks = list[Callable[..., Any]]
 
 
-def fills(owner: Any, hook: str) -> bool:
+def overrides_hook(owner: Any, hook: str) -> bool:
     """Whether a callback or a (data) module does something of its own in this hook, by its class or on itself."""
     base = next(kind for kind in (Callback, LightningModule, LightningDataModule) if isinstance(owner, kind))
     return getattr(getattr(owner, hook), "__func__", None) is not getattr(base, hook)
 
 
-def is_plain(trainer: Trainer) -> bool:
+def takes_fast_path(trainer: Trainer) -> bool:
     """One process, float32 or bf16, each batch a step of its own, and nobody who does one of its parts otherwise."""
     lit, data, precision = trainer.lightning_module, trainer.datamodule, trainer.precision_plugin  # type: ignore[attr-defined]  # Lightning sets it
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # the same
@@ -40,14 +40,14 @@ def is_plain(trainer: Trainer) -> bool:
         and getattr(precision, "scaler", None) is None
         and lit.automatic_optimization
         and trainer.accumulate_grad_batches == 1
-        and not any(fills(lit, hook) for hook in OWN_WAYS)
-        and not any(fills(owner, hook) for owner in (lit, data) for hook in TRANSFER)
-        and not any(fills(callback, hook) for callback in callbacks for hook in IN_A_STEP)
+        and not any(overrides_hook(lit, hook) for hook in REPLACES_A_STEP)
+        and not any(overrides_hook(owner, hook) for owner in (lit, data) for hook in TRANSFER)
+        and not any(overrides_hook(callback, hook) for callback in callbacks for hook in HOOKS_IN_A_STEP)
     )
 
 
 class StepLoop(_TrainingEpochLoop):
-    """Lightning's loop over the batches of an epoch, in which a plain step (`is_plain`) goes straight through.
+    """Lightning's loop over the batches of an epoch, in which a plain step (`takes_fast_path`) goes straight through.
 
     Sixty questions a step, a closure in a closure and a profiler around each take one to two milliseconds, a seventh of
     the report's model's step. Hooks that somebody fills are called in Lightning's order, and all that its checkpoints
@@ -56,24 +56,28 @@ class StepLoop(_TrainingEpochLoop):
     no profiler is called.
     """
 
-    plain = False
+    fast = False
 
     def on_run_start(self, data_fetcher: Any) -> None:
         super().on_run_start(data_fetcher)
         trainer = self.trainer
-        self.plain = is_plain(trainer)
+        self.fast = takes_fast_path(trainer)
         self.lit: Any = trainer.lightning_module
         self.optimizer, self.device = trainer.optimizers[0], trainer.strategy.root_device
         precision = trainer.precision_plugin
         self.context = nullcontext if type(precision) is Precision else precision.train_step_context
         selector: Any = trainer._data_connector._datahook_selector
         self.after_transfer = selector.get_instance("on_after_batch_transfer").on_after_batch_transfer
-        self.hooks = {name: self._hooks(name) for name in ("on_train_batch_start", "on_train_batch_end", *IN_A_STEP)}
+        self.hooks = {
+            name: self._hooks(name) for name in ("on_train_batch_start", "on_train_batch_end", *HOOKS_IN_A_STEP)
+        }
 
     def _hooks(self, name: str) -> Hooks:
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets the list
-        filled: Hooks = [partial(getattr(c, name), self.trainer, self.lit) for c in callbacks if fills(c, name)]
-        return [*filled, getattr(self.lit, name)] if fills(self.lit, name) else filled
+        filled: Hooks = [
+            partial(getattr(c, name), self.trainer, self.lit) for c in callbacks if overrides_hook(c, name)
+        ]
+        return [*filled, getattr(self.lit, name)] if overrides_hook(self.lit, name) else filled
 
     def _call(self, name: str, *arguments: Any) -> None:
         if hooks := self.hooks[name]:
@@ -83,7 +87,7 @@ class StepLoop(_TrainingEpochLoop):
             self.lit._current_fx_name = before
 
     def advance(self, data_fetcher: Any) -> None:
-        if self.restarting or not self.plain:
+        if self.restarting or not self.fast:
             super().advance(data_fetcher)
             return
         progress, connector = self.batch_progress, self.trainer._logger_connector
@@ -142,7 +146,7 @@ class StepLoop(_TrainingEpochLoop):
                 self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
 
 
-class Unprofiled(PassThroughProfiler):
+class NullProfiler(PassThroughProfiler):
     """Nothing is measured; Lightning's own still makes a generator for each of sixty hooks a step."""
 
     nothing: AbstractContextManager[None] = nullcontext()

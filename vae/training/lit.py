@@ -16,7 +16,7 @@ from vae.errors import RunFailed
 from vae.model import VAE
 from vae.noise import RepeatedNoise, SharedNoise, derive, fixed_noise
 from vae.objectives import Terms
-from vae.training.finiteness import LateWatch
+from vae.training.finiteness import NonFiniteWatch
 from vae.training.meters import Meter
 
 GRAD_NORM_EVERY = 50  # steps; a norm of all gradients each step would cost a hundredth of it
@@ -51,7 +51,7 @@ class LitVAE(LightningModule):
         self.last_finite = (math.nan, -1)  # loss, step
         self.seeds: dict[tuple[int, int], int] = {}  # by (step, batch of the epoch)
         self.look = False  # whether this step's gradient norm is taken
-        self.late = LateWatch()
+        self.late = NonFiniteWatch()
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Notes are made in every step: a string, flag or tuple needs none of nn.Module's questions."""
@@ -243,6 +243,7 @@ class LitVAE(LightningModule):
         checkpoint["vae"] = {
             "format": 1,
             "settings": self.settings,
+            "image_shape": list(self.vae.image_shape),
             "sums": None if sums is None else sums.cpu(),
             "beta": train.beta,
             "grad_norms": [g.cpu() for g in self.grad_norms],

@@ -49,7 +49,7 @@ class Meter:
         sums = self.sums.cpu() / self.images
         loss, reconstruction, kl = sums[0], -sums[1], sums[2:]
         if self.terms is not None:  # in training the loss is the mean over batches, which is what is optimised
-            loss = self.terms.whole(reconstruction, kl, loss)
+            loss = self.terms.epoch_loss(reconstruction, kl, loss)
         means = {"loss": loss.item(), "reconstruction": reconstruction.item(), "kl": kl.sum().item()}
         means["bound"] = means["reconstruction"] + means["kl"]
         if normalised:
