@@ -12,7 +12,7 @@ BIG = 250_000  # int64: 2 MB a checkpoint
 
 def checkpoint(value: int) -> dict[str, object]:
     tensors = {"value": torch.full((BIG,), value)}
-    return {"vae": {"format": 1}, "pytorch-lightning_version": "2.6.6", "state_dict": tensors}
+    return {"vae": {"format": 2}, "pytorch-lightning_version": "2.6.6", "state_dict": tensors}
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ NOWHERE = Path("/sys/vae")  # nobody can write there, not even root
 
 def checkpoint(**more: Any) -> dict[str, Any]:
     weights = {"weight": torch.arange(6.0).reshape(2, 3) + 1, "bias": torch.tensor([0.5, -2.0])}
-    return {"vae": {"format": 1}, "pytorch-lightning_version": "2.6.6", "state_dict": weights} | more
+    return {"vae": {"format": 2}, "pytorch-lightning_version": "2.6.6", "state_dict": weights} | more
 
 
 @pytest.fixture
@@ -173,8 +173,8 @@ def test_foreign_files(path: Path) -> None:
     for foreign in ({"state_dict": {}}, checkpoint(vae=3), [1, 2], torch.zeros(2)):
         torch.save(foreign, path)
         assert "is no checkpoint of this project" in refusal(path)
-    torch.save(checkpoint(vae={"format": 2}), path)
-    assert "has format 2, this version reads format 1" in refusal(path)
+    torch.save(checkpoint(vae={"format": 3}), path)
+    assert "has format 3, this version reads format 2" in refusal(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"0" * 10_000)
     assert "is not as torch writes it" in refusal(path)

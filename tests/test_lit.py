@@ -117,7 +117,7 @@ def test_meter_weighs_images_not_batches() -> None:
         "dev/reconstruction": -log_px.mean(),
         "dev/kl": kl.sum(-1).mean(),
         "dev/elbo": (log_px - kl.sum(-1)).mean(),
-        "dev/bound": (kl.sum(-1) - log_px).mean(),
+        "dev/neg_elbo": (kl.sum(-1) - log_px).mean(),
         "dev/beta": 1.0,
     }
     assert meter.means("dev", normalised=True) == pytest.approx({k: float(v) for k, v in expected.items()})

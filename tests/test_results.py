@@ -90,7 +90,7 @@ def test_table_returns_the_monitored_figure_and_names_the_places(run: Path, caps
     found = metrics(run)
     assert print_results(opened(run)) == found["dev/loss"]
     out = capsys.readouterr().out
-    assert "digits, grey levels: epoch 0 is the best of 0 to 0" in out
+    assert "digits, grey levels: epoch 1 is the best of 1" in out
     assert f"{found['dev/loss']:.6g}" in out
     assert f"{found['test/reconstruction']:.6g} +- {found['test/reconstruction_error']:.2g}" in out
     assert "nats per image" in out
@@ -112,7 +112,7 @@ def test_show_prints_the_table_again(
 ) -> None:
     before = tree(run)
     assert vae(monkeypatch, "show", str(run)) == 0
-    assert "epoch 0 is the best of 0 to 0" in capsys.readouterr().out
+    assert "epoch 1 is the best of 1" in capsys.readouterr().out
     assert tree(run) == before
 
 

@@ -117,7 +117,7 @@ def test_metrics_are_flat_numbers_with_their_origin(undisturbed: Path) -> None:
     assert {"epochs", "best_epoch", "steps", "seconds", "images_per_second", "parameters"} <= set(found)
     assert (found["epochs"], found["steps"], found["stopped_early"]) == (2, 6, 0)
     assert found["images_per_second"] == pytest.approx(6 * BATCH / found["seconds"])
-    assert {"seed", "git_commit", "versions", "data_md5", "device", "threads", "command"} == set(origin)
+    assert {"format", "seed", "git_commit", "versions", "data_md5", "device", "threads", "command"} == set(origin)
     assert {"python", "torch", "lightning"} <= set(origin["versions"])
 
 
@@ -128,9 +128,9 @@ def test_parameters_are_counted(undisturbed: Path) -> None:
 
 def test_dev_figures_are_those_of_the_best_epoch(undisturbed: Path) -> None:
     rows, found = last(undisturbed)["callbacks"]["History"]["rows"], numbers(undisturbed)
-    assert [row["epoch"] for row in rows] == [0, 1]
+    assert [row["epoch"] for row in rows] == [1, 2]
     assert found["best_epoch"] == min(rows, key=lambda row: row["dev/loss"])["epoch"]
-    best = rows[int(found["best_epoch"])]
+    best = rows[int(found["best_epoch"]) - 1]
     for name in ("dev/loss", "dev/reconstruction", "dev/kl", "dev/beta"):
         assert found[name] == pytest.approx(best[name], rel=1e-6)
     assert {"train/loss", "train/grad_norm", "train_eval/loss"} <= set(best)
@@ -143,7 +143,7 @@ def test_checkpoint_of_the_best_epoch_is_kept(tmp_path: Path) -> None:
     result = train(*TWO_EPOCHS, *falling, *how, f"run_dir={tmp_path}")
     rows, found = last(tmp_path)["callbacks"]["History"]["rows"], numbers(tmp_path)
     assert rows[1]["dev/kl"] > rows[0]["dev/kl"]
-    assert (found["best_epoch"], found["epochs"], result) == (0, 2, found["dev/kl"])
+    assert (found["best_epoch"], found["epochs"], result) == (1, 2, found["dev/kl"])
     assert found["dev/loss"] == pytest.approx(rows[0]["dev/loss"], rel=1e-6)
     assert found["dev/loss"] != pytest.approx(rows[1]["dev/loss"], rel=1e-3)
 
@@ -158,7 +158,7 @@ def test_finished_run_returns_its_result_and_changes_no_file(
     assert train(*TWO_EPOCHS, f"run_dir={undisturbed}") == numbers(undisturbed)["dev/loss"]
     assert train(*TWO_EPOCHS, *OTHER_SITTING, f"run_dir={undisturbed}") == numbers(undisturbed)["dev/loss"]
     assert tree(undisturbed) == before
-    assert "is the best of 0 to 1" in capsys.readouterr().out
+    assert "is the best of 2" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def test_run_that_stopped_early_is_finished(tmp_path: Path) -> None:
     command = (*SHORT, *still, "trainer.max_epochs=5", f"run_dir={tmp_path}")
     result = train(*command)
     found = numbers(tmp_path)
-    assert (found["epochs"], found["best_epoch"], found["stopped_early"]) == (2, 0, 1)
+    assert (found["epochs"], found["best_epoch"], found["stopped_early"]) == (2, 1, 1)
     before = tree(tmp_path)
     assert train(*command) == result
     assert tree(tmp_path) == before

@@ -21,6 +21,7 @@ from vae.distributions import (
     SquaredError,
 )
 from vae.errors import InputError
+from vae.networks import one_of
 
 LINKS: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "linear": lambda mean: mean}
 
@@ -40,6 +41,7 @@ class Likelihood(nn.Module):
 
     def __init__(self, mean: str = "sigmoid") -> None:
         super().__init__()
+        one_of("mean", mean, LINKS)
         self.link = mean
 
     def mean(self, params: Tensor) -> Tensor:
@@ -66,6 +68,7 @@ class SquaredErrorHead(Likelihood):
 
     def __init__(self, reconstruct: str = "sample", mean: str = "linear") -> None:
         super().__init__(mean)
+        one_of("reconstruct", reconstruct, dict.fromkeys(("sample", "mean")))
         self.reconstruct = reconstruct
         self.params_per_pixel = 2 if reconstruct == "sample" else 1
         self.has_sigma = reconstruct == "sample"
@@ -91,8 +94,10 @@ class GaussianHead(Likelihood):
     mse: Tensor
     batches: Tensor
 
-    def __init__(self, sigma: float | str = 1.0, min_sigma: float = 0.01, mean: str = "sigmoid") -> None:
+    def __init__(self, sigma: float | str = 0.1, min_sigma: float = 0.01, mean: str = "sigmoid") -> None:
         super().__init__(mean)
+        if isinstance(sigma, str):
+            one_of("sigma", sigma, dict.fromkeys(("shared", "pixel", "optimal")))
         self.sigma, self.min_sigma = sigma, min_sigma
         self.params_per_pixel = 2 if sigma == "pixel" else 1
         if sigma == "shared":

@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from vae.distributions import Normal
 from vae.likelihoods import Likelihood
 from vae.networks import Shape
+from vae.noise import fixed_noise
 
 
 def at_least_float32(params: Tensor) -> Tensor:
@@ -62,6 +63,11 @@ class VAE(nn.Module):
         params = at_least_float32(self.decoder(z.flatten(0, -2)))  # (K B, P C, H, W)
         pixel = (self.likelihood.params_per_pixel, *self.image_shape)
         return self.likelihood(params.view(*z.shape[:-1], *pixel))
+
+    def draw_prior(self, noise: Tensor) -> Tensor:
+        """z (N, D) ~ p(z), made of standard normal noise (N, D): the same draws whenever the noise is the same."""
+        with fixed_noise(lambda shape: noise.view(shape)):
+            return self.prior.sample(torch.Size((len(noise),)))
 
     def reconstruct(self, x: Tensor, z: str = "mean", x_hat: str = "mean") -> Tensor:
         """x (B, C, H, W) -> (B, C, H, W); `z` and `x_hat` are each `mean` or `sample`."""

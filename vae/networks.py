@@ -5,9 +5,9 @@ The convolutional decoder mirrors the encoder of the same settings: its sizes ar
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }  # fmt: skip
 POOLS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
 Shape = tuple[int, int, int]
+T = TypeVar("T")
 
 
 class Dropout(nn.Dropout):
@@ -40,7 +41,7 @@ def mlp(widths: Sequence[int], activation: str, dropout: float) -> nn.Sequential
     """Linear, activation, dropout for every step from one width to the next."""
     layers: list[nn.Module] = []
     for wide, narrow in pairwise(widths):
-        layers += [nn.Linear(wide, narrow), ACTIVATIONS[activation]()]
+        layers += [nn.Linear(wide, narrow), one_of("activation", activation, ACTIVATIONS)()]
         layers += [Dropout(dropout)] if dropout else []
     return nn.Sequential(*layers)
 
@@ -94,6 +95,7 @@ def conv_sizes(
     image_shape: Shape, layers: int, kernel_size: int, stride: int, padding: int, pool: str, half: str = "encoder"
 ) -> list[Stage]:
     """The sizes through a stack of convolutions; raises InputError, with the arithmetic, where one falls below 1."""
+    one_of("pool", pool, {"none": None, **POOLS})
     size, stages = (image_shape[1], image_shape[2]), []
     for layer in range(1, layers + 1):
         convolved = tuple((s + 2 * padding - kernel_size) // stride + 1 for s in size)
@@ -114,14 +116,21 @@ def conv_sizes(
     return stages
 
 
+def one_of(name: str, value: str, table: Mapping[str, T]) -> T:
+    """The entry of a table; raises ValueError for a word that is not in it."""
+    if value not in table:
+        raise ValueError(f"{name}={value!r}: must be one of {', '.join(table)}")
+    return table[value]
+
+
 def norm_layer(norm: str, channels: int) -> Iterable[nn.Module]:
-    if norm == "batch":
-        return [nn.BatchNorm2d(channels)]
-    if norm == "group":
-        return [nn.GroupNorm(math.gcd(8, channels), channels)]
-    if norm == "layer":
-        return [nn.GroupNorm(1, channels)]
-    return []
+    layers: dict[str, Callable[[], list[nn.Module]]] = {
+        "none": list,
+        "batch": lambda: [nn.BatchNorm2d(channels)],
+        "group": lambda: [nn.GroupNorm(math.gcd(8, channels), channels)],
+        "layer": lambda: [nn.GroupNorm(1, channels)],
+    }
+    return one_of("norm", norm, layers)()
 
 
 class ConvEncoder(nn.Module):
@@ -146,7 +155,7 @@ class ConvEncoder(nn.Module):
         layers: list[nn.Module] = []
         for c_in, c_out in zip([image_shape[0], *channels[:-1]], channels, strict=True):
             layers += [nn.Conv2d(c_in, c_out, kernel_size, stride, padding), *norm_layer(norm, c_out)]
-            layers += [ACTIVATIONS[activation]()]
+            layers += [one_of("activation", activation, ACTIVATIONS)()]
             layers += [POOLS[pool](2)] if pool != "none" else []
         self.convolutions = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # a quarter faster on CPUs
         widths = [channels[-1] * math.prod(stages[-1].pooled), *hidden]

@@ -1,14 +1,14 @@
 """What is optimised. Per image and in nats: log_px = E_q[log p(x|z)], kl = KL(q(z|x) || p(z)) for each latent."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Distribution, kl_divergence
 
-from vae.evaluation.metrics import log_mean_exp
 from vae.model import VAE
 from vae.schedules import constant
 
@@ -19,7 +19,9 @@ Schedule = Callable[[int], float]
 class Terms:
     """One batch: `loss` () is differentiated; `log_px` (B,) and `kl` (B, D) are never weighted (nats per image).
 
-    `bound` (B,) is the importance-weighted one, where that is the objective.
+    `per_image` (B,) is the loss of each image, for its standard error. An objective with a term of the whole batch has
+    none: its loss on a split is the mean over the batches of validation, without an error. `p` is p(x|z), from which
+    the likelihood may learn by other means than gradients.
     """
 
     loss: Tensor
@@ -27,12 +29,8 @@ class Terms:
     kl: Tensor
     beta: float
     free_bits: float = 0.0
-    bound: Tensor | None = None
-
-    @property
-    def per_image_loss(self) -> Tensor:
-        """(B,), of single images; their mean is the loss, but for free bits, which are a floor under a mean."""
-        return self.beta * self.kl.sum(-1) - self.log_px if self.bound is None else -self.bound
+    per_image: Tensor | None = None
+    p: Distribution | None = None
 
     def epoch_loss(self, reconstruction: Tensor, kl: Tensor, loss: Tensor) -> Tensor:
         """The loss () of all images together, from their mean reconstruction (), KL (D,) and loss () by batches.
@@ -59,6 +57,11 @@ def log_weights(vae: VAE, x: Tensor, samples: int) -> Tensor:
     return log_px + (vae.prior.log_prob(z) - q.log_prob(z)).sum(-1)
 
 
+def log_mean_exp(log_weights: Tensor, dim: int = 0) -> Tensor:
+    """log of the mean weight: (K, N) -> (N,), nats; the bound L_K of Burda et al. 2015, eq. 8."""
+    return log_weights.logsumexp(dim) - math.log(log_weights.shape[dim])
+
+
 def as_schedule(beta: float | Schedule) -> Schedule:
     if isinstance(beta, partial):  # Hydra's kind of partial looks its target up again at each call: 0.3 ms a step
         return partial(beta.func, *beta.args, **beta.keywords)
@@ -79,12 +82,11 @@ class ELBO:
         z = q.rsample(torch.Size((self.samples,)))  # (K, B, D)
         p = vae.decode(z)
         log_px = p.log_prob(x).mean(0)  # (B,)
-        vae.likelihood.after_step(p)
         kl = kl_divergence(q, vae.prior)  # (B, D)
         rate = kl.mean(0).clamp(min=self.free_bits).sum()
         beta = self.beta(step)
         loss = beta * rate - log_px.mean()
-        return Terms(loss, log_px, kl, beta, self.free_bits)
+        return Terms(loss, log_px, kl, beta, self.free_bits, beta * kl.detach().sum(-1) - log_px.detach(), p)
 
 
 class IWAE:
@@ -95,6 +97,8 @@ class IWAE:
     """
 
     def __init__(self, samples: int = 50, gradient: str = "plain") -> None:
+        if gradient not in ("plain", "dreg"):
+            raise ValueError(f"gradient={gradient!r}: must be 'plain' or 'dreg'")
         self.samples, self.gradient = samples, gradient
 
     def __call__(self, vae: VAE, x: Tensor, step: int) -> Terms:
@@ -102,12 +106,11 @@ class IWAE:
         z = q.rsample(torch.Size((self.samples,)))  # (K, B, D)
         p = vae.decode(z)
         log_px = p.log_prob(x)  # (K, B)
-        vae.likelihood.after_step(p)
         posterior = q if self.gradient == "plain" else type(q)(q.loc.detach(), q.scale.detach())
         log_w = log_px + (vae.prior.log_prob(z) - posterior.log_prob(z)).sum(-1)  # (K, B)
         bound = log_mean_exp(log_w)  # (B,)
         loss = -bound.mean() if self.gradient == "plain" else self._dreg(log_w, z) - bound.mean().detach()
-        return Terms(loss, log_px.mean(0), kl_divergence(q, vae.prior), beta=1.0, bound=bound.detach())
+        return Terms(loss, log_px.mean(0), kl_divergence(q, vae.prior), beta=1.0, per_image=-bound.detach(), p=p)
 
     @staticmethod
     def _dreg(log_w: Tensor, z: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from vae.evaluation import metrics
 from vae.evaluation.feature_net import embed, feature_net, fingerprint
 from vae.model import VAE
 from vae.noise import NoiseStreams, derive, fixed_noise
-from vae.objectives import Terms, log_weights
+from vae.objectives import Terms, log_mean_exp, log_weights
 
 log = logging.getLogger(__name__)
 
@@ -40,28 +40,48 @@ def _chunks(vae: VAE, images: Tensor, size: int) -> Iterator[Tensor]:
 
 @torch.inference_mode()
 def objective_metrics(
-    vae: VAE, objective: Callable[..., Terms], images: Tensor, split: str, seed: int, step: int, batch: int = 1000
+    vae: VAE,
+    objective: Callable[..., Terms],
+    images: Tensor,
+    split: str,
+    seed: int,
+    step: int,
+    batch: int = 1000,
+    validation_batch: int = 1000,
 ) -> Metrics:
-    """The objective's terms on a split, with standard errors: training's validation again, in float32."""
+    """The objective's terms on a split, with standard errors: training's validation again, in float32.
+
+    An objective that gives no loss of single images is met by batches of `validation_batch`, as in validation.
+    """
     noise, count = NoiseStreams(derive(seed, f"evaluation {split}")), len(images)
+    if has_batch_term(vae, objective, images, step):
+        batch = validation_batch
     single, log_px = torch.empty(2, count, dtype=torch.float64)  # no lists, as in `bounds`
     rates = torch.empty(count, vae.latent_dim, dtype=torch.float64)
     for chunk, x in enumerate(_chunks(vae, images, batch)):
         with fixed_noise(noise):
             terms = objective(vae, x, step)
         place = slice(chunk * batch, chunk * batch + len(x))
-        single[place], log_px[place], rates[place] = terms.per_image_loss, terms.log_px, terms.kl
+        single[place] = terms.loss if terms.per_image is None else terms.per_image
+        log_px[place], rates[place] = terms.log_px, terms.kl
     reconstruction = -log_px
     loss = terms.epoch_loss(reconstruction.mean(), rates.mean(0), single.mean())
     figures = {"loss": loss.item(), "beta": terms.beta}
-    if not terms.free_bits:  # a floor under a mean leaves no loss of single images
+    if terms.per_image is not None and not terms.free_bits:  # a floor under a mean leaves no loss of single images
         figures["loss_error"] = metrics.mean_and_error(single)[1]
-    parts = {"reconstruction": reconstruction, "kl": rates.sum(1), "bound": reconstruction + rates.sum(1)}
+    parts = {"reconstruction": reconstruction, "kl": rates.sum(1)}
+    parts["neg_elbo" if vae.likelihood.normalised else "unweighted_loss"] = reconstruction + rates.sum(1)
     if vae.likelihood.normalised:
         parts["elbo"] = -parts["reconstruction"] - parts["kl"]
     for name, values in parts.items():
         figures[name], figures[f"{name}_error"] = metrics.mean_and_error(values)
     return {f"{split}/{name}": value for name, value in figures.items()}
+
+
+def has_batch_term(vae: VAE, objective: Callable[..., Terms], images: Tensor, step: int) -> bool:
+    """Whether the loss is not a mean over images."""
+    with fixed_noise(NoiseStreams(0)):
+        return objective(vae, next(_chunks(vae, images[:2], 2)), step).per_image is None
 
 
 @dataclass
@@ -98,7 +118,7 @@ def bounds(
         with fixed_noise(noise):
             log_w = log_weights(vae, x, samples).double()
         place = slice(chunk * size, chunk * size + len(x))
-        elbo[place], bound[place] = log_w.mean(0), metrics.log_mean_exp(log_w)
+        elbo[place], bound[place] = log_w.mean(0), log_mean_exp(log_w)
     return elbo, bound
 
 
@@ -135,7 +155,8 @@ def latent_metrics(vae: VAE, train: Images, held_out: Images, split: str, probes
 def prior_samples(vae: VAE, count: int, seed: int, x: str) -> Tensor:
     """Images (N, C, H, W) on the CPU; the first are the same for every `count`."""
     generator = np.random.default_rng(derive(seed, "generated"))
-    z = torch.from_numpy(generator.standard_normal((count, vae.latent_dim), dtype=np.float32))
+    noise = torch.from_numpy(generator.standard_normal((count, vae.latent_dim), dtype=np.float32))
+    z = vae.draw_prior(noise)
     with fixed_noise(derive(seed, "generated x")), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "generated x"))
         drawn = (vae.sample(part.to(vae.prior_loc), x=x).clamp(0, 1) for part in z.split(1000))

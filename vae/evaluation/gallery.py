@@ -53,18 +53,18 @@ def rate_distortion(history: History, what: str) -> Figure:
 def latent_space(vae: Any, dev: Posteriors, what: str) -> Figure:
     """Two latents: the plane, at the prior's quantiles; else one row for each of the latents that are used most."""
     at = torch.linspace(0.02, 0.98, 15 if vae.latent_dim == 2 else 11)
-    steps = torch.distributions.Normal(0.0, 1.0).icdf(at)
+    quantiles = vae.prior.icdf(at.unsqueeze(1).to(vae.prior_loc)).cpu()  # (n, D)
     if vae.latent_dim == 2:
-        z = torch.cartesian_prod(steps.flip(0), steps).flip(1)  # z_1 to the right, z_2 upwards
+        z = torch.cartesian_prod(quantiles[:, 1].flip(0), quantiles[:, 0]).flip(1)  # z_1 to the right, z_2 upwards
         return figures.grid(
             vae.sample(z.to(vae.prior_loc)).cpu(),
             len(at),
             f"{what}; means of p(x|z) on the plane of z, at the prior's quantiles",
         )
     order = dev.kl.mean(0).argsort(descending=True)[:8]
-    z = torch.zeros(len(order), len(at), vae.latent_dim)
+    z = vae.prior.mean.cpu().expand(len(order), len(at), vae.latent_dim).clone()
     for row, latent in enumerate(order.tolist()):
-        z[row, :, latent] = steps
+        z[row, :, latent] = quantiles[:, latent]
     names = [f"z{latent}" for latent in order.tolist()]
     text = (
         f"{what}; means of p(x|z); each row moves one latent through the prior's quantiles 2 % to 98 %, the others at 0"

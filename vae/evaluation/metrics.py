@@ -31,11 +31,6 @@ def mean_and_error(values: Array) -> tuple[float, float]:
     return float(v.mean()), float(error)
 
 
-def log_mean_exp(log_weights: Tensor, dim: int = 0) -> Tensor:
-    """log of the mean weight: (K, N) -> (N,), nats; the bound L_K of Burda et al. 2015, eq. 8."""
-    return log_weights.logsumexp(dim) - math.log(log_weights.shape[dim])
-
-
 def active_units(mu: Array, threshold: float = 0.01) -> np.ndarray:
     """(N, D) posterior means -> bool (D,): Var_x(E[z_d | x]) > threshold (Burda et al. 2015, section 5.2)."""
     return _numpy(mu).astype(np.float64).var(axis=0) > threshold

@@ -306,7 +306,7 @@ def evaluation_turns(bare: Bare, test: Tensor, seed: int, turns: int) -> Seconds
         if isinstance(layer, LAYERS)
     ]
     with fixed_noise(seed):
-        vae.decode(torch.randn(estimates.ROWS, 1, vae.latent_dim, device=bare.device))
+        vae.decode(vae.prior.sample(torch.Size((estimates.ROWS, 1))))
     for hook in hooks:
         hook.remove()
     chunks = SAMPLES * len(images) // estimates.ROWS

@@ -52,6 +52,8 @@ class Run:
             found = json.loads(path.read_text()) if path.exists() else None
             if found is not None and not {"epochs", "best_epoch", "stopped_early"} <= dict(found).keys():
                 raise ValueError("not the metrics of a run")
+            if found is not None and found.get("provenance", {}).get("format", 1) == 1:
+                found = upgrade_metrics(found)
         except (ValueError, TypeError) as error:
             raise InputError(
                 f"{path}: cannot be read ({error}); remove it, and the same command writes it anew"
@@ -214,8 +216,18 @@ def read_settings(path: Path) -> Plain:
     return upgrade(loaded)
 
 
+def upgrade_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+    """metrics.json of commit 6d90c2e: `bound` has other names now, and epochs count from 1."""
+    bound = "/neg_elbo" if "dev/elbo" in metrics else "/unweighted_loss"
+    renamed = {name.replace("/bound", bound): value for name, value in metrics.items()}
+    return renamed | {"best_epoch": metrics["best_epoch"] + 1}
+
+
 def upgrade(plain: Plain) -> Plain:
     """The configuration of an older run with the keys that came later, at the values that it had without them."""
+    if plain["callbacks"].get("monitor") == "dev/bound":
+        name = "dev/unweighted_loss" if "reconstruct" in plain["likelihood"] else "dev/neg_elbo"
+        plain = plain | {"callbacks": plain["callbacks"] | {"monitor": name}}
     trainer, callbacks = {"fast_step": True, **plain["trainer"]}, {"extra": {}, **plain["callbacks"]}
     return {"logger": {}, **plain, "trainer": trainer, "callbacks": callbacks}
 

@@ -40,10 +40,10 @@ def finish(run: Run, lit: LitVAE, data: ImageDataModule, history: History, train
     checkpoint = load_weights(lit, run.checkpoint("best"))
     lit.to(trainer.strategy.root_device).eval()  # the trainer has taken it off the device when it left
     found, generated = evaluate(lit, data, s, checkpoint["global_step"])
-    found |= training_metrics(history, checkpoint["epoch"])
+    found |= training_metrics(history, checkpoint["epoch"] + 1)
     found |= {
         "epochs": len(history.rows),
-        "best_epoch": checkpoint["epoch"],
+        "best_epoch": checkpoint["epoch"] + 1,
         "steps": trainer.global_step,
         "seconds": history.seconds,
         "images_per_second": history.images / history.seconds,
@@ -93,10 +93,10 @@ def evaluate(
     """All figures of a model in eval mode, by name, and the samples that some were taken from."""
     vae, e, seed = lit.vae, s["evaluation"], s["seed"]
     found: dict[str, float] = {}
-    batch = max(1, min(1000, estimates.ROWS // s["objective"]["samples"]))
+    batch = max(1, min(1000, estimates.ROWS // getattr(lit.objective, "samples", 1)))
     for split in ("dev", "test"):
         images = getattr(data, split).images
-        found |= estimates.objective_metrics(vae, lit.objective, images, split, seed, step, batch)
+        found |= estimates.objective_metrics(vae, lit.objective, images, split, seed, step, batch, data.eval_batch_size)
     found |= estimates.likelihood_metrics(vae, data.test.images, e["samples"], seed, "test")
     found |= estimates.latent_metrics(vae, data.train_fixed, data.test, "test", e["probes"])
     if not e["features"]:

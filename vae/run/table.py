@@ -22,7 +22,7 @@ def print_results(run: Run, found: dict[str, Any] | None = None) -> float:
     table = Table(
         box=box.SIMPLE,
         show_header=False,
-        title=f"{caption(run.settings.plain)}: epoch {found['best_epoch']} is the best of 0 to {found['epochs'] - 1}"
+        title=f"{caption(run.settings.plain)}: epoch {found['best_epoch']} is the best of {found['epochs']}"
         + (", these are the last one's figures" if last else ""),
     )
     for name, value in found.items():
@@ -46,9 +46,9 @@ def units(name: str, normalised: bool) -> str:
     last = name.rpartition("/")[2]
     if last in ("elbo", "nll", "rate", "distortion", "kl"):
         return "nats per image"
-    if last in ("loss", "bound") and not normalised:
+    if last in ("loss", "unweighted_loss") and not normalised:
         return "squared error and nats of KL, per image"
-    if last in ("loss", "reconstruction", "bound"):
+    if last in ("loss", "reconstruction", "neg_elbo"):
         return "nats per image" if normalised else "squared error per image"
     return {"bits_per_dimension": "bits per pixel", "seconds": "of training and validation"}.get(last, "")
 

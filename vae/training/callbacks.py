@@ -27,9 +27,7 @@ class EpochLine(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         row = self.history.rows[-1]
         parts = [f"{name} {row[name]:.2f}" for name in ("train/loss", "dev/loss", "dev/kl", "dev/elbo") if name in row]
-        log.info(
-            "epoch %d of %s  %s  %.0f s", row["epoch"] + 1, trainer.max_epochs, "  ".join(parts), self.history.seconds
-        )
+        log.info("epoch %d of %s  %s  %.0f s", row["epoch"], trainer.max_epochs, "  ".join(parts), self.history.seconds)
 
 
 class Pictures(Callback):
@@ -55,7 +53,7 @@ class Pictures(Callback):
     def _draw(self, trainer: Trainer, pl_module: LightningModule, writer: "SummaryWriter") -> None:
         assert isinstance(pl_module, LitVAE)
         x, _ = example_images(trainer.datamodule)  # type: ignore[attr-defined]  # Lightning sets it
-        caption = f"{self.caption}; epoch {trainer.current_epoch}"
+        caption = f"{self.caption}; epoch {trainer.current_epoch + 1}"
         vae, training = pl_module.vae, pl_module.vae.training
         vae.eval()
         drawn = {

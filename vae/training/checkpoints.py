@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vae.errors import InputError, RunFailed
 from vae.files import replace
 
-FORMAT = 1  # what a run writes as checkpoint["vae"]["format"]; raised when old checkpoints can no longer be read
+FORMAT = 2  # what a run writes as checkpoint["vae"]["format"]; raised when old checkpoints can no longer be read
 
 HANDED_OVER = ".temp.ckpt"  # bare weights that Lightning's ddp_fork and ddp_spawn pass to the process that waits
 
@@ -64,10 +64,28 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, A
     known = isinstance(checkpoint, dict) and {"state_dict", "pytorch-lightning_version", "vae"} <= checkpoint.keys()
     if not known or not isinstance(checkpoint["vae"], dict):
         raise _refusal(path, "is no checkpoint of this project")
+    if checkpoint["vae"].get("format") == 1:
+        upgrade(checkpoint)
     if checkpoint["vae"].get("format") != FORMAT:
         found = checkpoint["vae"].get("format")
         raise _refusal(path, f"has format {found!r}, this version reads format {FORMAT}")
     return checkpoint
+
+
+def upgrade(checkpoint: dict[str, Any]) -> None:
+    """What commit 6d90c2e wrote, in today's words: `bound` has other names, and epochs count from 1."""
+    head = checkpoint["vae"]["settings"]["likelihood"]
+    bound = "unweighted_loss" if "reconstruct" in head else "neg_elbo"  # a key of the squared error alone
+    callbacks = checkpoint.get("callbacks", {})
+    for name in list(callbacks):
+        callbacks[name.replace("dev/bound", f"dev/{bound}")] = callbacks.pop(name)
+    if "History" in callbacks:
+        rows = [
+            {name.replace("/bound", f"/{bound}"): value for name, value in row.items()}
+            for row in callbacks["History"]["rows"]
+        ]
+        callbacks["History"]["rows"] = [row | {"epoch": row["epoch"] + 1} for row in rows]
+    checkpoint["vae"]["format"] = FORMAT
 
 
 def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:

@@ -66,7 +66,7 @@ class History(Callback):
             metrics["dev/sigma"] = sigma
         self.kl_per_latent = pl_module.meters["dev"].kl_per_latent().tolist()
         self.images += min(len(trainer.datamodule.train), self._limit(trainer))  # type: ignore[attr-defined]  # Lightning sets it
-        self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **metrics})
+        self.rows.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **metrics})
         self._write(trainer, metrics)
 
     @staticmethod

@@ -16,6 +16,7 @@ from vae.errors import RunFailed
 from vae.model import VAE
 from vae.noise import RepeatedNoise, SharedNoise, derive, fixed_noise
 from vae.objectives import Terms
+from vae.training.checkpoints import FORMAT
 from vae.training.finiteness import NonFiniteWatch
 from vae.training.meters import Meter
 
@@ -79,6 +80,8 @@ class LitVAE(LightningModule):
         self._seed_step(step, batch_idx)
         with self._shared_noise(step, batch_idx):
             terms = self.objective(self.vae, x, step)
+        if terms.p is not None:
+            self.vae.likelihood.after_step(terms.p)
         self._watch(terms, step)
         self.look = step % GRAD_NORM_EVERY == 0 or batch_idx < self._batches_a_step
         self.meters["train"].add(terms)
@@ -241,7 +244,7 @@ class LitVAE(LightningModule):
         totals = train.totals
         sums = None if totals is None else self._over_ranks(totals)
         checkpoint["vae"] = {
-            "format": 1,
+            "format": FORMAT,
             "settings": self.settings,
             "image_shape": list(self.vae.image_shape),
             "sums": None if sums is None else sums.cpu(),

@@ -1,6 +1,7 @@
 """Sums over the images of an epoch."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ class Meter:
         self.sums = row.double() if self.sums is None else self.sums.add_(row)
         self.images += images
         self.beta = terms.beta
-        self.terms = None if terms.loss.requires_grad else terms  # in training it would keep the graph alive
+        # in training it would keep the graph alive
+        self.terms = None if terms.loss.requires_grad else replace(terms, p=None)
 
     @property
     def totals(self) -> Tensor | None:
@@ -51,7 +53,7 @@ class Meter:
         if self.terms is not None:  # in training the loss is the mean over batches, which is what is optimised
             loss = self.terms.epoch_loss(reconstruction, kl, loss)
         means = {"loss": loss.item(), "reconstruction": reconstruction.item(), "kl": kl.sum().item()}
-        means["bound"] = means["reconstruction"] + means["kl"]
+        means["neg_elbo" if normalised else "unweighted_loss"] = means["reconstruction"] + means["kl"]
         if normalised:
             means["elbo"] = -means["reconstruction"] - means["kl"]
         return {f"{split}/{name}": value for name, value in {**means, "beta": self.beta}.items()}
