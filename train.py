@@ -25,7 +25,7 @@ def run(cfg: DictConfig) -> float:
         return table.show(run)
     data = build.build_data(s)
     lit = build.build_model(s, data)  # whose training_step calls the objective: training/lit.py, objectives.py
-    with run.opened(cfg), trainer.training(run, lit, data) as (fitter, history):
+    with run.opened(cfg), trainer.prepared_trainer(run, lit, data) as (fitter, history):
         fitter.fit(lit, datamodule=data, ckpt_path=run.resume_from, weights_only=True)
         return results.finished(run, lit, data, fitter, history)
 

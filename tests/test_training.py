@@ -21,7 +21,7 @@ from vae.errors import InputError
 from vae.run.build import build, build_model
 from vae.run.directory import FREE, Run, read_settings
 from vae.run.settings import leaves
-from vae.run.trainer import training
+from vae.run.trainer import prepared_trainer
 from vae.training import checkpoints
 from vae.training.history import LAYOUT
 
@@ -204,7 +204,7 @@ def test_threads_are_those_that_were_asked_for(tmp_path: Path) -> None:
     s = settings_of(*SHORT, "threads=2", f"run_dir={tmp_path}")
     lit, data = build(s)
     before = torch.get_num_threads()
-    with training(Run(tmp_path, s), lit, data):
+    with prepared_trainer(Run(tmp_path, s), lit, data):
         assert torch.get_num_threads() == 2 != before
 
 
