@@ -37,7 +37,7 @@ COUNTS = ("increment_ready", "increment_started", "increment_completed")
 
 OPTIMIZER_PROGRESS = "fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer"
 
-# What `StepLoop` uses of a trainer and its module.
+# What this module uses of a trainer and its LightningModule.
 INSIDES = (
     *(f"_logger_connector.{name}" for name in ("on_batch_start", "on_batch_end", "update_train_step_metrics")),
     "_data_connector._datahook_selector.get_instance",
@@ -45,6 +45,7 @@ INSIDES = (
     *(f"{OPTIMIZER_PROGRESS}.{part}.{name}" for part in ("step", "zero_grad") for name in COUNTS),
     *(f"fit_loop.epoch_loop.{name}" for name in ("on_run_start", "advance", "restarting", "val_loop.restarting")),
     *(f"fit_loop.epoch_loop.{name}" for name in ("_results", "_num_ready_batches_reached", "update_lr_schedulers")),
+    "fit_loop._load_combined_loader_states",
     "lightning_module._current_fx_name",
 )
 
