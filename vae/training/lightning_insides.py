@@ -40,7 +40,7 @@ OPTIMIZER_PROGRESS = "fit_loop.epoch_loop.automatic_optimization.optim_progress.
 # What this module uses of a trainer and its LightningModule.
 INSIDES = (
     *(f"_logger_connector.{name}" for name in ("on_batch_start", "on_batch_end", "update_train_step_metrics")),
-    "_data_connector._datahook_selector.get_instance",
+    "_data_connector._datahook_selector",  # None before the run starts
     *(f"fit_loop.epoch_loop.batch_progress.{name}" for name in (*COUNTS, "increment_processed", "current.ready")),
     *(f"{OPTIMIZER_PROGRESS}.{part}.{name}" for part in ("step", "zero_grad") for name in COUNTS),
     *(f"fit_loop.epoch_loop.{name}" for name in ("on_run_start", "advance", "restarting", "val_loop.restarting")),
