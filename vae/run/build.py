@@ -1,5 +1,6 @@
 """Settings -> data and model."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from vae.model import VAE
 from vae.noise import derive
 from vae.objectives import ELBO, IWAE
 from vae.run import settings
+from vae.run.memory import require_memory
 from vae.run.settings import Settings, plateau_watches
 from vae.training.lit import LitVAE
 
@@ -54,14 +56,10 @@ def build_model(s: Settings, data: ImageDataModule) -> LitVAE:
     """Weights are a function of the seed; the images are checked against the likelihood's support."""
     decoder = dict(s["model"]["decoder"])
     init_bias = decoder.pop("init_bias")
+    build_vae = partial(_build_vae, s, decoder, data.image_shape)
+    require_memory(build_vae, _widths(s))
     torch.default_generator.manual_seed(derive(s["seed"], "weights"))
-    vae = VAE(
-        encoder=made("model.encoder", s["model"]["encoder"]),
-        decoder=made("model.decoder", decoder),
-        likelihood=made("likelihood", s["likelihood"]),
-        latent_dim=s["latent_dim"],
-        image_shape=data.image_shape,
-    )
+    vae = build_vae()
     vae.likelihood.check(as_floats(data.dev.images))
     if init_bias == "data":
         start_at_mean(vae, data.train.images)
@@ -78,6 +76,22 @@ def build_model(s: Settings, data: ImageDataModule) -> LitVAE:
         settings=s,
         monitor=plateau_watches(s),
     )
+
+
+def _build_vae(s: Settings, decoder: Settings, image_shape: tuple[int, int, int]) -> VAE:
+    return VAE(
+        encoder=made("model.encoder", s["model"]["encoder"]),
+        decoder=made("model.decoder", decoder),
+        likelihood=made("likelihood", s["likelihood"]),
+        latent_dim=s["latent_dim"],
+        image_shape=image_shape,
+    )
+
+
+def _widths(s: Settings) -> Settings:
+    """The keys that a model's size depends on, with their values."""
+    halves = {"latent_dim": s["latent_dim"]} | dict(settings.leaves(s["model"], "model."))
+    return {key: value for key, value in halves.items() if key.endswith(("latent_dim", ".hidden", ".channels"))}
 
 
 def build_objective(s: Settings) -> ELBO | IWAE:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from tqdm import tqdm
 
 from vae.evaluation.panels import prior_figure, reconstruction_figure, shown_images
 from vae.training.history import LAYOUT, History, writer_of
@@ -96,9 +97,7 @@ class QuietBar(TQDMProgressBar):
             super().on_train_batch_end(trainer, pl_module, *rest)
 
     def init_validation_tqdm(self) -> Any:
-        bar = super().init_validation_tqdm()
-        bar.disable = True
-        return bar
+        return tqdm(disable=True)  # one that is turned off later has already drawn itself
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         return {k: v for k, v in trainer.progress_bar_metrics.items() if k != "v_num"}
