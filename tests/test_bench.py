@@ -7,6 +7,7 @@ import pytest
 import torch
 from faults_tools import SCREEN
 
+from vae.errors import InputError
 from vae.run import bench, settings
 from vae.run.cli import arguments
 
@@ -22,7 +23,7 @@ PARTS = {
 
 @pytest.fixture(scope="module")
 def bare() -> bench.Bare:
-    s = settings.check(bench.composed(TINY))
+    s = settings.check(bench.compose(TINY))
     return bench.Bare(s, bench.build_data(s), torch.device("cpu"))
 
 
@@ -33,7 +34,9 @@ def test_bench_prints_figures_that_fit_together(
         monkeypatch.setenv(name, value)
     given = arguments().parse_args(["bench", *TINY, "--json", "--usual", "--turns", "1"])
     bench.main(given.overrides, given.turns, given.usual, given.json)
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert "it/s" not in printed.err  # a bar is for terminals
+    found: dict[str, Any] = json.loads(printed.out)
     parts = found["parts"]
     assert parts.keys() == PARTS
     for part in parts.values():
@@ -77,3 +80,9 @@ def test_an_epoch_of_the_bare_loop_learns_from_every_image_once(bare: bench.Bare
 def test_a_schedule_of_the_whole_run_follows_the_turns(capsys: pytest.CaptureFixture[str]) -> None:
     bench.main([*TINY, "scheduler=one_cycle", "trainer.max_epochs=1"], 1, False, True)
     assert json.loads(capsys.readouterr().out)["turns"] == 1
+
+
+@pytest.mark.parametrize("turns", [0, -1])
+def test_turns_below_one_are_refused_before_anything_is_read(turns: int) -> None:
+    with pytest.raises(InputError, match=rf"^--turns {turns}: must be a whole number of at least 1"):
+        bench.main(["data.root=nowhere"], turns, False, True)

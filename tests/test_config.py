@@ -210,7 +210,7 @@ def watchers(s: Settings) -> list[tuple[Any, ...]]:
     """Of the trainer's callbacks, what they watch and how patiently."""
     run = Run(Path("nowhere"), s)
     last = SaveLast("nowhere", 1)
-    trainer = build_trainer(run, False, History(), Pictures(0, 0, "", dict), GracefulStop(last.save), last)
+    trainer = build_trainer(run, build(s)[0], History(), Pictures(0, 0, "", dict), GracefulStop(last.save), last)
     return [
         (type(c), getattr(c, "monitor", None), getattr(c, "mode", None), getattr(c, "patience", None))
         for c in trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it

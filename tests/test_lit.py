@@ -190,9 +190,9 @@ def test_gradient_norm_is_that_of_the_epoch(epochs: int, first: int) -> None:
 def test_the_gradient_norm_is_without_a_scalers_scale(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fused optimizer takes the scale off in its step, after this hook; for others Lightning has, before it."""
     lit = lit_vae()
-    monkeypatch.setattr(LitVAE, "_scaler", torch.amp.GradScaler("cpu", init_scale=8.0))
+    monkeypatch.setattr(LitVAE, "scaler", torch.amp.GradScaler("cpu", init_scale=8.0))
     optimizer = torch.optim.Adam(lit.parameters(), fused=fused)
-    lit.look = True
+    lit.takes_grad_norm = True
     for factor in (1.0, math.inf):  # an overflow, whose step a scaler leaves out
         for p in lit.parameters():
             p.grad = torch.full_like(p, factor * (8.0 if fused else 1.0))
@@ -333,7 +333,7 @@ def test_loss_that_is_not_finite_stops_the_run(damage: Any, term: str) -> None:
     assert "\n" not in line
     assert term in line
     assert ("kl" in line) is (term == "kl = inf")
-    assert "at step 0 (epoch 0)" in line
+    assert "at step 0 (epoch 1)" in line
     assert "no step before it was finite" in line
     assert "optimizer.lr=0.001" in line
     assert all(torch.equal(value, before[name]) for name, value in lit.state_dict().items())
@@ -346,7 +346,7 @@ def test_last_finite_loss_is_named_and_no_weight_takes_the_other_in() -> None:
     with pytest.raises(RunFailed) as caught:
         fit(lit, x, seen)
     line = str(caught.value)
-    assert "the loss is nan at step 2 (epoch 0): reconstruction = nan and kl = nan is not finite" in line
+    assert "the loss is nan at step 2 (epoch 1): reconstruction = nan and kl = nan is not finite" in line
     assert f"last finite loss {seen.per_image_loss[1].item():.6g} at step 1" in line
     assert all(torch.equal(value, seen.weights[2][name]) for name, value in lit.state_dict().items())
 
@@ -367,13 +367,13 @@ def test_sums_of_an_epoch_travel_in_a_checkpoint() -> None:
     for count in SIZES:
         lit.meters["train"].add(terms(count))
         meter.add(terms(count))
-    lit.grad_norms, lit.last_finite = [torch.tensor(2.5)], (3.5, 8)
+    lit.grad_norms, lit.watch.last_finite = [torch.tensor(2.5)], (3.5, 8)
     checkpoint: dict[str, Any] = {}
     lit.on_save_checkpoint(checkpoint)
     other = lit_vae()
     other.on_load_checkpoint(checkpoint)
     assert other.means("train") == meter.means("train", normalised=True)
-    assert (other.grad_norms, other.last_finite) == ([torch.tensor(2.5)], (3.5, 8))
+    assert (other.grad_norms, other.watch.last_finite) == ([torch.tensor(2.5)], (3.5, 8))
 
 
 def test_plateau_scheduler_watches_dev_loss() -> None:
@@ -390,11 +390,24 @@ def test_what_an_accelerator_notes_names_the_terms_and_the_last_finite_loss() ->
     def terms(log_px: float, kl: float) -> Terms:
         return Terms(torch.tensor(kl - log_px), torch.full((3,), log_px), torch.full((3, 1), kl), 1.0)
 
-    late = NonFiniteWatch()
+    watch = NonFiniteWatch()
     for step, (log_px, kl) in enumerate([(-7.0, 1.0), (-6.0, 0.5), (-math.inf, 0.5), (-5.0, 0.5), (-4.0, math.nan)]):
-        late.add(terms(log_px, kl), step)
-        assert bool(late.broken) == (step > 1)
-    assert late.words() == "loss and reconstruction and kl not finite; last finite loss 6.5 at step 1"
+        watch.note(terms(log_px, kl), step)
+        assert bool(watch.broken) == watch.failed() == (step > 1)
+    assert watch.describe(4) == "the loss is inf at step 2 (epoch 4): reconstruction = inf"
+    assert watch.last_finite == (6.5, 1)
+    assert "last finite loss 6.5 at step 1; lower optimizer.lr=0.1" in str(watch.failure("x", 0.1))
     first = NonFiniteWatch()
-    first.add(terms(math.nan, 0.5), 0)
-    assert first.words() == "loss and reconstruction not finite; no step before it was finite"
+    first.note(terms(math.nan, 0.5), 0)
+    assert first.failed()
+    assert "no step before it was finite" in str(first.failure("x", 0.1))
+
+
+def test_no_weight_takes_in_what_an_accelerator_noted() -> None:
+    lit = lit_vae()
+    for log_px, expected in ((-7.0, 1.0), (-math.inf, 0.0), (-7.0, 0.0)):
+        for p in lit.parameters():
+            p.grad = torch.ones_like(p)
+        lit.watch.note(Terms(torch.tensor(-log_px), torch.full((3,), log_px), torch.ones(3, 1), 1.0), 0)
+        lit.watch.protect(lit.parameters())
+        assert all(torch.equal(p.grad, torch.full_like(p, expected)) for p in lit.parameters())  # type: ignore[arg-type]

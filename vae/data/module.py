@@ -1,6 +1,7 @@
 """ImageDataModule: the splits train, dev and test, their binarisation and their loaders."""
 
 import math
+import os
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +21,8 @@ SPLITS = ("last", "random")
 BINARIZE = ("none", "threshold", "static", "dynamic")
 
 TRAIN_EVAL_SIZE = 10_000
+
+LEAST_LIMIT_OF_WORKERS = 64  # a run of a larger machine loads on a smaller one
 
 
 def _draw(images: Tensor, seed: int) -> Tensor:
@@ -78,6 +81,12 @@ class ImageDataModule(LightningDataModule):
         self.split_seed = _at_least("split_seed", split_seed, 0)
         self.binarize = _one_of("binarize", binarize, BINARIZE)
         self.num_workers = _at_least("num_workers", num_workers, 0)
+        cores = os.cpu_count() or 1
+        if num_workers > (most := max(LEAST_LIMIT_OF_WORKERS, 4 * cores)):
+            raise InputError(
+                f"data.num_workers={num_workers}: this machine has {cores} cores; take at most {most}, or 0, since the "
+                "images are in memory"
+            )
         self.seed = _at_least("seed", seed, 0)
         self.repeat = _at_least("repeat", repeat, 1)
         self.mirrors = mirrors

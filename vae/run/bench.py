@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vae.data.batches import as_floats
 from vae.data.module import ImageDataModule
+from vae.errors import InputError
 from vae.evaluation import estimates
 from vae.noise import fixed_noise
 from vae.run import command, settings
@@ -33,7 +34,7 @@ from vae.run.build import build_data, build_model
 from vae.run.directory import Run
 from vae.run.process import log_to
 from vae.run.settings import CONF, Settings
-from vae.run.trainer import prepared_trainer as training
+from vae.run.trainer import prepared_trainer
 
 Seconds = dict[str, list[float]]
 
@@ -41,11 +42,11 @@ TURN = 20  # steps
 
 MATRIX = 2048
 
-SAMPLES, EVALUATED = 500, 40  # importance samples, images
+SAMPLES, EVALUATED = 500, 40  # importance samples of each image, images
 
 LAYERS = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
 
-# What the profiler's names of operations say; what is none of these goes through memory element by element.
+# Parts of the profiler's names for operations. Every other operation works element by element.
 KINDS = {
     "arithmetic": ("mm", "conv"),
     "random numbers": ("normal", "uniform", "bernoulli", "dropout", "random", "randperm"),
@@ -160,15 +161,17 @@ class OneByOne(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
 
 class Stopwatch(Callback):
-    """Seconds of each epoch: its training steps alone, and all of it with validation, log, figures and checkpoints.
+    """Seconds of each epoch: its training steps alone, and all of it with validation, log, measures and checkpoints.
 
-    After every few steps the clock stands still for `others(steps)`, and at the end of the epoch for `after()`.
+    The clock stands still for `each_turn(steps)` after every few steps, and for `each_epoch()` after every epoch.
     """
 
-    def __init__(self, others: Callable[[int], None] | None = None, after: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, each_turn: Callable[[int], None] | None = None, each_epoch: Callable[[], None] | None = None
+    ) -> None:
         self.steps: list[float] = []
         self.whole: list[float] = []
-        self.others, self.after = others, after
+        self.each_turn, self.each_epoch = each_turn, each_epoch
         self.since = self.spent = 0.0
         self.done = 0
 
@@ -182,8 +185,8 @@ class Stopwatch(Callback):
         self.done += 1
         if self.done == TURN or trainer.is_last_batch:
             self.spent += elapsed(self.since)
-            if self.others is not None:
-                self.others(self.done)
+            if self.each_turn is not None:
+                self.each_turn(self.done)
             self.done = 0
             self.since = time.perf_counter()
         if trainer.is_last_batch:
@@ -194,8 +197,8 @@ class Stopwatch(Callback):
 
     def _close(self) -> None:
         self.whole.append(self.spent + elapsed(self.since))
-        if self.after is not None:
-            self.after()
+        if self.each_epoch is not None:
+            self.each_epoch()
 
 
 def elapsed(since: float) -> float:
@@ -240,9 +243,9 @@ class Turns:
     def __init__(self, s: Settings, turns: int, usual: bool) -> None:
         self.s, self.turns, self.usual = s, turns, usual
         self.data = build_data(s)
-        wanted = s.trainer.accelerator
-        there = wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available())
-        self.device = torch.device("cuda" if there else "cpu")
+        accelerator = s.trainer.accelerator
+        on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+        self.device = torch.device("cuda" if on_gpu else "cpu")
         self.bare = Bare(s, self.data, self.device)
         limit = s.trainer.limit_train_batches
         self.steps = math.ceil(len(self.data.train) / self.data.batch_size)
@@ -260,15 +263,15 @@ class Turns:
         self.parts = {"data": bare.batches(), "forward": bare.forward(), "bare": bare.epoch()}
         self.spent = dict.fromkeys(self.parts, 0.0)
 
-    def others(self, steps: int) -> None:
+    def run_contenders(self, steps: int) -> None:
         for name, part in self.parts.items():
             self.spent[name] += timed(part, steps)
 
-    def after(self) -> None:
+    def end_epoch(self) -> None:
         spent, self.spent = self.spent, {}
         spent["bare, validated"] = spent["bare"] + timed(self.bare.validate)
         self.start()
-        if self.first:  # it warmed up
+        if self.first:  # the first epoch only warms the machine up
             self.first = False
             return
         for workers in (0, 2) if self.usual else ():
@@ -278,14 +281,13 @@ class Turns:
 
     def run(self) -> Seconds:
         """Seconds of an epoch of every part, one value a turn."""
-        plain = self.s.plain
-        s = settings.verify(plain | {"trainer": plain["trainer"] | {"enable_progress_bar": True}})
-        watch = Stopwatch(self.others, self.after)
+        s = self.s
+        watch = Stopwatch(self.run_contenders, self.end_epoch)
         lit = build_model(s, self.data)
         self.start()
         with tempfile.TemporaryDirectory() as folder:
             run = Run(Path(folder) / "run", s)
-            with run.open(), training(run, lit, self.data) as (trainer, _):
+            with run.open(), prepared_trainer(run, lit, self.data) as (trainer, _):
                 # the last one: when an epoch starts, the checkpoint of the one before has been written
                 trainer.callbacks.append(watch)  # type: ignore[attr-defined]  # Lightning sets the list
                 trainer.fit(lit, datamodule=self.data)
@@ -316,12 +318,12 @@ def evaluation_turns(bare: Bare, test: Tensor, seed: int, turns: int) -> Seconds
             for layer, given in calls:
                 layer(given)
 
-    found: Seconds = {"products": [], "bound": []}
+    seconds: Seconds = {"products": [], "bound": []}
     for _ in range(turns + 1):
-        found["products"].append(timed(products))
-        found["bound"].append(timed(lambda: estimates.bounds(vae, images, SAMPLES, seed)))
+        seconds["products"].append(timed(products))
+        seconds["bound"].append(timed(lambda: estimates.bounds(vae, images, SAMPLES, seed)))
     vae.train()
-    return {name: values[1:] for name, values in found.items()}
+    return {name: values[1:] for name, values in seconds.items()}
 
 
 FIRST_STEP = """
@@ -341,15 +343,15 @@ def start_up(overrides: list[str], turns: int) -> Seconds:
     def process(code: str) -> float:
         return timed(lambda: subprocess.run([sys.executable, "-c", code], check=True, capture_output=True))
 
-    found: Seconds = {"first step": [], "imports": []}
+    seconds: Seconds = {"first step": [], "imports": []}
     for _ in range(turns):
         with tempfile.TemporaryDirectory() as folder:
-            found["first step"].append(process(FIRST_STEP.format(overrides=overrides, folder=folder, script=script)))
-        found["imports"].append(process(imports))
-    return found
+            seconds["first step"].append(process(FIRST_STEP.format(overrides=overrides, folder=folder, script=script)))
+        seconds["imports"].append(process(imports))
+    return seconds
 
 
-def composed(overrides: list[str]) -> Any:
+def compose(overrides: list[str]) -> Any:
     from hydra import initialize_config_dir
 
     with initialize_config_dir(CONF, version_base="1.3"):
@@ -360,12 +362,12 @@ def spread(values: list[float]) -> float:
     return (max(values) - min(values)) / 2
 
 
-def ratio(ones: list[float], others: list[float]) -> float:
-    """The median over turns of what one part takes of the other."""
-    return median(one / other for one, other in zip(ones, others, strict=True))
+def ratio(seconds: list[float], reference: list[float]) -> float:
+    """The median over turns of a part's seconds divided by the reference's."""
+    return median(one / other for one, other in zip(seconds, reference, strict=True))
 
 
-def compared(seconds: Seconds, images: int) -> dict[str, dict[str, float]]:
+def compare(seconds: Seconds, images: int) -> dict[str, dict[str, float]]:
     return {
         name: {
             "seconds": median(values),
@@ -383,8 +385,8 @@ def report(turns: Turns, overrides: list[str]) -> dict[str, Any]:
     seconds, rate = turns.run(), matrix_rate(turns.device)
     bare = turns.bare
     starts = start_up(overrides, turns.turns)
-    found = {
-        "parts": compared(seconds, turns.images),
+    measures = {
+        "parts": compare(seconds, turns.images),
         "step_shares": bare.shares(min(50, turns.steps)),
         "matrix_gflops": rate / 1e9,
         "share_of_arithmetic": turns.steps * bare.flops() / rate / median(seconds["bare"]),
@@ -397,9 +399,9 @@ def report(turns: Turns, overrides: list[str]) -> dict[str, Any]:
     }
     if bare.vae.likelihood.normalised:
         spent = evaluation_turns(bare, turns.data.test.images, turns.s.seed, turns.turns)
-        found["importance_samples_per_second"] = SAMPLES * EVALUATED / median(spent["bound"])
-        found["evaluation_to_products"] = ratio(spent["products"], spent["bound"])
-    return found
+        measures["importance_samples_per_second"] = SAMPLES * EVALUATED / median(spent["bound"])
+        measures["evaluation_to_products"] = ratio(spent["products"], spent["bound"])
+    return measures
 
 
 def peak_memory(device: torch.device) -> float:
@@ -410,24 +412,27 @@ def peak_memory(device: torch.device) -> float:
 
 
 def main(overrides: list[str], turns: int, usual: bool, as_json: bool) -> None:
+    """Measures and prints; raises InputError for turns below 1."""
+    if turns < 1:
+        raise InputError(f"--turns {turns}: must be a whole number of at least 1; for example --turns 3")
     command.check(overrides)
-    s = settings.check(composed([*overrides, f"trainer.max_epochs={turns + 1}"]))  # schedules follow
+    s = settings.check(compose([*overrides, f"trainer.max_epochs={turns + 1}"]))  # schedules follow
     if s.threads:
         torch.set_num_threads(s.threads)
     with redirect_stdout(sys.stderr):  # the progress of training
         log_to(None)
-        found = report(Turns(s, turns, usual), overrides)
-    print(json.dumps(found, indent=2)) if as_json else show(found)
+        measures = report(Turns(s, turns, usual), overrides)
+    print(json.dumps(measures, indent=2)) if as_json else show(measures)
 
 
-def show(found: dict[str, Any]) -> None:
+def show(measures: dict[str, Any]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     titles = ("an epoch of", "seconds", "+-", "images a second", "to the bare loop", "validated")
     table = Table(*titles, box=box.SIMPLE)
-    for name, row in found["parts"].items():
+    for name, row in measures["parts"].items():
         table.add_row(
             name,
             *(f"{row[key]:.3g}" for key in ("seconds", "spread")),
@@ -435,13 +440,13 @@ def show(found: dict[str, Any]) -> None:
             *(f"{row[key]:.2f}" for key in ("to_bare", "to_bare_validated")),
         )
     Console(width=110).print(table)
-    share = ", ".join(f"{kind} {part:.0%}" for kind, part in found["step_shares"].items())
+    share = ", ".join(f"{kind} {part:.0%}" for kind, part in measures["step_shares"].items())
     print(f"a bare step          {share}")
-    reached, times = found["share_of_arithmetic"], found["first_step_to_imports"]
-    print(f"matrix products      {found['matrix_gflops']:.0f} GFLOP/s; the bare loop reaches {reached:.0%} of it")
-    print(f"to the first step    {found['seconds_to_first_step']:.1f} s, {times:.2f} of the imports")
-    if "evaluation_to_products" in found:
-        samples, part = found["importance_samples_per_second"], found["evaluation_to_products"]
+    reached, times = measures["share_of_arithmetic"], measures["first_step_to_imports"]
+    print(f"matrix products      {measures['matrix_gflops']:.0f} GFLOP/s; the bare loop reaches {reached:.0%} of it")
+    print(f"to the first step    {measures['seconds_to_first_step']:.1f} s, {times:.2f} of the imports")
+    if "evaluation_to_products" in measures:
+        samples, part = measures["importance_samples_per_second"], measures["evaluation_to_products"]
         print(f"evaluation           {samples:,.0f} importance samples a second, {part:.2f} of the decoder's products")
-    place = f"{found['threads']} threads, {found['turns']} turns, {found['device']}"
-    print(f"peak memory          {found['peak_memory_gib']:.2f} GiB; {place}")
+    place = f"{measures['threads']} threads, {measures['turns']} turns, {measures['device']}"
+    print(f"peak memory          {measures['peak_memory_gib']:.2f} GiB; {place}")

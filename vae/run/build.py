@@ -1,6 +1,7 @@
 """Settings -> data and model."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from vae.errors import InputError
 from vae.model import VAE
 from vae.networks import Shape
 from vae.noise import derive
-from vae.run.settings import Settings, watched_by_plateau
+from vae.run.memory import require_memory
+from vae.run.settings import Plain, Settings, leaves, watched_by_plateau
 from vae.training.lit import LitVAE
 
 
@@ -50,6 +52,7 @@ def build_data(settings: Settings) -> ImageDataModule:
 
 def build_model(settings: Settings, data: ImageDataModule) -> LitVAE:
     """Weights are a function of the seed; the images are checked against the likelihood's support."""
+    require_memory(partial(build_vae, settings, data.image_shape), _widths(settings.plain))
     vae = build_vae(settings, data.image_shape)
     vae.likelihood.check(as_floats(data.dev.images))
     if settings.plain["model"]["decoder"].get("init_bias") == "data":
@@ -71,6 +74,12 @@ def build_vae(settings: Settings, image_shape: Shape) -> VAE:
         latent_dim=settings.latent_dim,
         image_shape=image_shape,
     )
+
+
+def _widths(plain: Plain) -> Plain:
+    """The keys that a model's size depends on, with their values."""
+    halves = {"latent_dim": plain["latent_dim"]} | dict(leaves(plain["model"], "model."))
+    return {key: value for key, value in halves.items() if key.endswith(("latent_dim", ".hidden", ".channels"))}
 
 
 def build_lit(settings: Settings, vae: VAE) -> LitVAE:

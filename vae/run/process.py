@@ -30,19 +30,31 @@ def directory_of(cfg: DictConfig) -> Path:
         return Path(os.environ["VAE_RUN_DIR"])
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     directory = Path(cfg.run_dir) / str(HydraConfig.get().job.num) if sweep else Path(cfg.run_dir)
-    # with the time in its name, another process of the same run would find another directory
+    # run_dir may hold the time, so another process of the same run would resolve it to another directory
     os.environ["VAE_RUN_DIR"] = str(directory.resolve())
     return directory
 
 
+class TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]  # it writes text
+    """Writes each line above the progress bar, if one is there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm = sys.modules.get("tqdm")  # imported with the bar
+        if tqdm is None:
+            super().emit(record)
+        else:
+            tqdm.tqdm.write(self.format(record), file=self.stream)
+            self.flush()
+
+
 def log_to(file: Path | None) -> None:
-    """Lines to the terminal and, once there is a run, with the time to its file."""
+    """Sends the log's lines to the terminal and, with the time, to `file`."""
     root = logging.getLogger()
     for handler in root.handlers[:]:
         root.removeHandler(handler)
         handler.close()
     root.setLevel(logging.ERROR if in_a_child() else logging.INFO)
-    screen = logging.StreamHandler(sys.stdout)
+    screen = TerminalHandler(sys.stdout)
     screen.setFormatter(logging.Formatter("%(message)s"))
     root.addHandler(screen)
     if file is not None:
@@ -51,7 +63,7 @@ def log_to(file: Path | None) -> None:
         root.addHandler(written)
     for noisy in ("lightning.pytorch", "lightning.fabric", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    # of Lightning about torch, about the number of workers (data are in memory) and of steps between log lines
+    # Lightning warns about torch, the number of workers (the data are in memory) and the steps between log lines
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
 

@@ -1,58 +1,76 @@
 """Settings -> Lightning's Trainer, for where the run directory stands."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
+from typing import Any, TypeVar
 
 import torch
+from hydra.utils import get_object
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 
 from vae.data.module import ImageDataModule
+from vae.errors import InputError
 from vae.evaluation.baselines import baselines
 from vae.files import writable
+from vae.run.build import instantiate_part
 from vae.run.directory import Run
 from vae.run.load import check_origin
 from vae.run.settings import caption, monitored
 from vae.training import checkpoints
-from vae.training.callbacks import EpochLine, Pictures, QuietBar, on_a_terminal
+from vae.training.callbacks import EpochLine, Pictures, QuietBar
 from vae.training.checkpoints import DurableCheckpointIO, SaveBest, SaveLast
 from vae.training.history import History
-from vae.training.lightning_insides import NullProfiler, StepLoop
+from vae.training.lightning_insides import NullProfiler, install_fast_loop
 from vae.training.lit import LitVAE
 from vae.training.signals import GracefulStop
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 
-class EventFileLogger(TensorBoardLogger):
-    """TensorBoard's events alone: config.yaml says what hparams.yaml would."""
+DEFAULT_LOGGERS = {"tensorboard": {"_target_": "vae.training.history.EventFileLogger"}}
 
-    def save(self) -> None:
-        self.experiment.flush()
+
+def build_parts(group: str, nodes: dict[str, Any], kind: type[T], **known: Any) -> list[T]:
+    """The objects that a group's nodes describe, in their order; each gets what its signature asks for of `known`.
+
+    Raises InputError for a part that is no `kind`.
+    """
+    parts = []
+    for name, node in nodes.items():
+        asked = signature(get_object(node["_target_"])).parameters.keys()
+        part = instantiate_part(f"{group}.{name}", {key: known[key] for key in known.keys() & asked} | node)
+        if not isinstance(part, kind):
+            raise InputError(f"{group}.{name}._target_={node['_target_']}: must be a {kind.__module__}.{kind.__name__}")
+        parts.append(part)
+    return parts
 
 
 def build_trainer(
-    run: Run, normalised: bool, history: History, pictures: Pictures, stop: GracefulStop, last: SaveLast
+    run: Run, lit: LitVAE, history: History, pictures: Pictures, stop: GracefulStop, last: SaveLast
 ) -> Trainer:
-    s = run.settings.plain
-    options = dict(s["trainer"])
-    options.pop("fast_step")
-    bar = options.pop("enable_progress_bar")
-    bar = on_a_terminal() if bar is None else bar
-    monitor, mode = monitored(run.settings, normalised)
+    settings = run.settings
+    options = dict(settings.plain["trainer"])
+    bar, fast = options.pop("enable_progress_bar"), options.pop("fast_step")
+    bar = sys.stdout.isatty() if bar is None else bar
+    monitor, mode = monitored(settings, lit.vae.likelihood.normalised)
     callbacks: list[Callback] = [history, EpochLine(history), pictures]
     callbacks += [QuietBar()] if bar else []
-    if s["callbacks"]["early_stopping"]:
-        # what is not finite is caught in the step, with its cause
-        patience = s["callbacks"]["early_stopping"]
+    if patience := settings.callbacks.early_stopping:
+        # LitVAE stops at a loss that is not finite, and names its cause
         callbacks.append(EarlyStopping(monitor, patience=patience, mode=mode, check_finite=False))
+    callbacks += build_parts("callbacks.extra", settings.plain["callbacks"]["extra"], Callback)
     best = SaveBest(run.checkpoint_directory, monitor, mode)
+    place = {"save_dir": str(run.directory), "purge_step": _purge(run)}
     trainer = Trainer(
         **options,
-        callbacks=[*callbacks, best, last, stop],
-        logger=EventFileLogger(run.directory, name="", version="", default_hp_metric=False, purge_step=_purge(run)),
+        callbacks=[*callbacks, best, last, stop],  # those that save and stop come last
+        logger=build_parts("logger", DEFAULT_LOGGERS | settings.plain["logger"], Logger, **place),  # type: ignore[type-abstract]  # for isinstance
         plugins=[DurableCheckpointIO()],
         profiler=NullProfiler(),
         enable_progress_bar=bar,
@@ -62,31 +80,41 @@ def build_trainer(
         use_distributed_sampler=False,
         default_root_dir=run.directory,
     )
-    trainer.fit_loop.epoch_loop = StepLoop(trainer)
+    if fast:
+        install_fast_loop(trainer, lit)
     return trainer
 
 
 def _purge(run: Run) -> int | None:
-    """Hides the events that a sitting wrote after its last checkpoint: the resumed one writes them again."""
+    """The step from which TensorBoard hides events: a resumed run writes those after its checkpoint again."""
     path = run.resume_from
     return None if path is None else checkpoints.load(path)["global_step"] + 1
+
+
+def describe(lit: LitVAE) -> str:
+    """The model in one line."""
+    vae = lit.vae
+    parts = ", ".join(type(part).__name__ for part in (vae.encoder, vae.decoder, vae.likelihood))
+    return f"VAE of {parts}: {vae.latent_dim} latents, {sum(p.numel() for p in vae.parameters()):,} parameters"
 
 
 @contextmanager
 def prepared_trainer(run: Run, lit: LitVAE, data: ImageDataModule) -> Iterator[tuple[Trainer, History]]:
     """A trainer for where the directory stands; signals stop it between two steps while the block runs."""
-    s = run.settings.plain
-    if s["threads"]:
-        torch.set_num_threads(s["threads"])
+    settings = run.settings
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     start = run.resume_from
     if start is not None:
         saved = checkpoints.load(start)
         checkpoints.check_architecture(saved["state_dict"], lit)
-        check_origin(start, saved["vae"]["settings"], s)
+        check_origin(start, saved["vae"]["settings"], settings.plain)
         log.info("continuing from %s", start)
     state = 3 * sum(value.nbytes for value in lit.state_dict().values())  # weights, and Adam's two moments
-    writable(run.checkpoint_directory, 2 * state if start is None else state)  # best and last, or one anew
-    history, last = History(), SaveLast(run.checkpoint_directory, s["callbacks"]["checkpoint_minutes"])
-    pictures = Pictures(s["callbacks"]["figures_every"], s["seed"], caption(s), lambda: baselines(s, data))
+    writable(run.checkpoint_directory, 2 * state if start is None else state)  # best and last, or one of them again
+    log.info("%s; %d training and %d dev images", describe(lit), len(data.train), len(data.dev))
+    history, last = History(), SaveLast(run.checkpoint_directory, settings.callbacks.checkpoint_minutes)
+    words, plain = caption(settings.plain), settings.plain
+    pictures = Pictures(settings.callbacks.figures_every, settings.seed, words, lambda: baselines(plain, data))
     with GracefulStop(last.save) as stop:
-        yield build_trainer(run, lit.vae.likelihood.normalised, history, pictures, stop, last), history
+        yield build_trainer(run, lit, history, pictures, stop, last), history

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vae.errors import InputError, RunFailed
 from vae.files import replace
+from vae.training.lightning_insides import close_announced_epoch, end_restart, relocated, restore_loader_states
 
 FORMAT = 2  # what a run writes as checkpoint["vae"]["format"]; raised when old checkpoints can no longer be read
 
@@ -173,12 +174,9 @@ def resumable(trainer: Trainer, batch_idx: int) -> bool:
 
 
 class SaveBest(ModelCheckpoint):
-    """Keeps `best.ckpt`, the epoch of the best `monitor`, also in a run directory that was moved or renamed.
+    """Keeps `best.ckpt`, the epoch of the best `monitor`, also in a run directory that was moved or renamed."""
 
-    Lightning forgets the best score when the path has changed, and would let a worse epoch take its place.
-    """
-
-    on_train_batch_end = Callback.on_train_batch_end  # Lightning's looks at every step whether it is the n-th
+    on_train_batch_end = Callback.on_train_batch_end  # Lightning's asks in every step whether to save; we never do
 
     def __init__(self, directory: str | os.PathLike[str], monitor: str, mode: str) -> None:
         super().__init__(
@@ -186,10 +184,7 @@ class SaveBest(ModelCheckpoint):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        here = str(Path(self.dirpath or ".") / "best.ckpt")
-        models = dict(zip([here], state_dict["best_k_models"].values(), strict=False))  # one at most
-        paths = {"best_model_path": here, "kth_best_model_path": here, "dirpath": self.dirpath}
-        super().load_state_dict(state_dict | paths | {"best_k_models": models})
+        super().load_state_dict(relocated(state_dict, Path(self.dirpath or ".") / "best.ckpt"))
 
 
 class SaveLast(Checkpoint):
@@ -220,9 +215,7 @@ class SaveLast(Checkpoint):
         trainer.should_stop = trainer.should_stop or self._stopped
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # A scheduler that asks how many steps there are sets the loaders up before the loop knows where it stands, and
-        # Lightning would begin the epoch anew with the counts of its middle.
-        trainer.fit_loop._load_combined_loader_states()
+        restore_loader_states(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -233,10 +226,7 @@ class SaveLast(Checkpoint):
                 self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # To the end of the epoch in whose middle it resumed Lightning counts as restarting, and then it does not show
-        # that epoch to the plateau scheduler, for want of a metric. Here the metric has just been computed.
-        if not trainer.sanity_checking:
-            trainer.fit_loop.restarting = False
+        end_restart(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
@@ -245,13 +235,7 @@ class SaveLast(Checkpoint):
         self.save(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        # In on_train_epoch_start an epoch is announced and not begun: Lightning, resumed from there, would count an
-        # epoch without batches. Taken back, the checkpoint says that the epoch before is complete, no more.
-        loop = checkpoint["loops"]["fit_loop"]
-        for counts in (loop["epoch_progress"]["total"], loop["epoch_progress"]["current"]):
-            if counts["ready"] > counts["started"]:
-                counts["ready"] = counts["started"]
-                loop["state_dict"].pop("combined_loader", None)
+        close_announced_epoch(checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         return {"stopped": self._stopped}

@@ -32,7 +32,17 @@ LAYOUT = {
 
 
 def writer_of(trainer: Trainer) -> "SummaryWriter | None":
-    return trainer.logger.experiment if isinstance(trainer.logger, TensorBoardLogger) else None
+    return next((each.experiment for each in trainer.loggers if isinstance(each, TensorBoardLogger)), None)
+
+
+class EventFileLogger(TensorBoardLogger):
+    """TensorBoard's event files in `save_dir` itself, without hparams.yaml: config.yaml says all that it would."""
+
+    def __init__(self, save_dir: str, purge_step: int | None = None) -> None:
+        super().__init__(save_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)
+
+    def save(self) -> None:
+        self.experiment.flush()
 
 
 class History(Callback):

@@ -1,0 +1,128 @@
+"""What a run's trainer is made of, what it shows on a terminal, and which sizes are refused before it is built."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, SHORT, process, settings_of
+from lightning import Callback
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+from vae.data.module import ImageDataModule
+from vae.errors import InputError
+from vae.run.build import build
+from vae.run.directory import Run
+from vae.run.trainer import build_parts, prepared_trainer
+from vae.training.callbacks import duration
+from vae.training.history import EventFileLogger
+
+pytestmark = pytest.mark.usefixtures("digits_once")
+
+
+class Mine(Callback):
+    """A person's own callback."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.ends = 0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.ends += 1
+
+
+def test_own_callbacks_and_loggers_come_by_configuration(tmp_path: Path, undrawn: None) -> None:
+    mine = ("+callbacks.extra.mine._target_=test_trainer.Mine", "+callbacks.extra.mine.every=3")
+    s = settings_of(*SHORT, *mine, "logger=csv", f"run_dir={tmp_path / 'run'}")
+    lit, data = build(s)
+    run = Run(tmp_path / "run", s)
+    with run.open(), prepared_trainer(run, lit, data) as (trainer, _):
+        trainer.fit(lit, datamodule=data)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets the list
+        (mine,) = (callback for callback in callbacks if isinstance(callback, Mine))
+        assert (mine.every, mine.ends) == (3, 2)
+        assert [type(callback).__name__ for callback in callbacks][-3:] == ["SaveBest", "SaveLast", "GracefulStop"]
+        assert [type(logger) for logger in trainer.loggers] == [EventFileLogger, CSVLogger]
+    assert "dev/loss" in (run.directory / "metrics.csv").read_text()
+    assert list(run.directory.glob("events.out.tfevents.*"))
+
+
+def test_a_part_of_another_kind_is_refused() -> None:
+    node = {"mine": {"_target_": "test_trainer.Mine", "every": 3}}
+    assert isinstance(build_parts("logger", node, Callback)[0], Mine)
+    with pytest.raises(InputError, match=r"^logger.mine._target_=test_trainer.Mine: must be a .*Logger$"):
+        build_parts("logger", node, Logger)  # type: ignore[type-abstract]  # for isinstance
+    with pytest.raises(InputError, match=r"^callbacks.extra.mine: .*evry"):
+        build_parts("callbacks.extra", {"mine": {**node["mine"], "evry": 1}}, Callback)
+
+
+def test_more_workers_than_a_machine_can_run_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^data.num_workers=1000000: this machine has \d+ cores; take at most \d+"):
+        ImageDataModule("digits", num_workers=1_000_000)
+    assert ImageDataModule("digits", num_workers=64).num_workers == 64
+
+
+def test_a_model_that_does_not_fit_is_refused_with_its_size_and_keys(tmp_path: Path) -> None:
+    ended = process(*SHORT, "latent_dim=1000000000", f"run_dir={tmp_path / 'run'}")
+    assert ended.returncode == 2, ended.stderr
+    (line,) = ended.stdout.splitlines()
+    # weights and biases: 784 x 5, 5 x 2e9, 1e9 x 4, 4 x 784
+    assert "latent_dim=1000000000, model." in line
+    assert "parameters take 64 GB (encoder.out.weight alone 40)" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(41.4, "41 s"), (240, "4 min"), (9000, "2.5 h")])
+def test_a_duration_is_said_shortly(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+def on_a_terminal(*arguments: str) -> str:
+    """What a real `python train.py` writes to a terminal."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 150))
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment, cwd=ROOT)
+    os.close(theirs)
+    parts = []
+    while True:
+        try:
+            part = os.read(ours, 4096)
+        except OSError:  # how a terminal ends on Linux
+            part = b""
+        if not part:
+            break
+        parts.append(part)
+    os.close(ours)
+    assert run.wait(timeout=60) == 0
+    return b"".join(parts).decode()
+
+
+def screen_of(written: str) -> list[str]:
+    """The lines that stay: a carriage return puts what follows over what was there."""
+    lines = []
+    for line in written.replace("\r\n", "\n").split("\n"):
+        shown: list[str] = []
+        for piece in re.sub(r"\x1b\[[A-Z]", "", line).split("\r"):
+            shown[: len(piece)] = piece
+        lines.append("".join(shown).rstrip())
+    return lines
+
+
+def test_bar_and_log_keep_their_own_lines(tmp_path: Path) -> None:
+    overrides = [o for o in SHORT if not o.startswith("trainer.max_epochs")]
+    written = on_a_terminal(*overrides, "trainer.max_epochs=3", "callbacks.figures_every=0", f"run_dir={tmp_path}/run")
+    assert "epoch 2:" in written  # the bar
+    lines = screen_of(written)
+    assert not [line for line in lines if "it/s" in line]
+    assert lines[0].startswith("VAE of MLPEncoder, MLPDecoder, SquaredErrorHead: 2 latents, ")
+    epochs = [line for line in lines if line.startswith("epoch ")]
+    assert [line[:12] for line in epochs] == [f"epoch {i} of 3" for i in (1, 2, 3)]
+    assert re.search(r" s, about \d+ s left$", epochs[0])
+    assert re.search(r" \d+ s$", epochs[-1])
