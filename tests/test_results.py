@@ -22,7 +22,7 @@ from vae.run.build import build
 from vae.run.directory import Run, read_settings
 from vae.run.load import load_run
 from vae.run.settings import CONF, read
-from vae.run.table import closing_lines, print_results
+from vae.run.table import closing_lines, print_results, written
 from vae.training import checkpoints
 from vae.training.history import History
 
@@ -90,9 +90,13 @@ def test_table_returns_the_monitored_figure_and_names_the_places(run: Path, caps
     found = metrics(run)
     assert print_results(opened(run)) == found["dev/loss"]
     out = capsys.readouterr().out
-    assert "digits, grey levels: epoch 1 is the best of 1" in out
-    assert f"{found['dev/loss']:.6g}" in out
-    assert f"{found['test/reconstruction']:.6g} +- {found['test/reconstruction_error']:.2g}" in out
+    headline = f"digits, grey levels: dev/loss {written(found, 'dev/loss')} in epoch 1 of 1"
+    assert headline in " ".join(out.split())
+    value, error = found["test/reconstruction"], found["test/reconstruction_error"]
+    shown, _, spread = written(found, "test/reconstruction").partition(" +- ")
+    assert float(shown) == pytest.approx(value, abs=error)
+    assert float(spread) == pytest.approx(error, rel=0.1)
+    assert f"{shown} +- {spread}" in out
     assert "nats per image" in out
     assert f"run:      {run}\n" in out
     assert f"curves:   tensorboard --logdir {run}\n" in out
@@ -101,9 +105,9 @@ def test_table_returns_the_monitored_figure_and_names_the_places(run: Path, caps
 
 def test_squared_error_is_said_to_be_no_nll() -> None:
     one = Run(Path("outputs/2026-01-01/x"), settings_of("data=digits"))
-    lines = closing_lines(one, {"test/active_units": 4})
+    lines = closing_lines(one, {"test/active_units": 4, "dev/unweighted_loss": 36.0})
     assert lines[0] == "4 of 4 latents are active"
-    assert "squared error is not normalised" in lines[1]
+    assert "the likelihood is not normalised" in lines[1]
     assert lines[-1] == "curves:   tensorboard --logdir outputs"
 
 
@@ -112,7 +116,7 @@ def test_show_prints_the_table_again(
 ) -> None:
     before = tree(run)
     assert vae(monkeypatch, "show", str(run)) == 0
-    assert "epoch 1 is the best of 1" in capsys.readouterr().out
+    assert "in epoch 1 of 1" in " ".join(capsys.readouterr().out.split())
     assert tree(run) == before
 
 
@@ -153,7 +157,7 @@ def test_evaluate_rewrites_the_figures_and_keeps_training_s(
         assert found[name] == pytest.approx(before[name], rel=1e-6)
     changed = {name for name in files if rewritten[name] != files[name]}
     assert changed == {name for name in files if name.endswith(".png") and "figures" in name} | {"metrics.json"}
-    assert "nll_samples" in capsys.readouterr().out
+    assert "test NLL" in capsys.readouterr().out
 
 
 def test_evaluating_the_last_epoch_leaves_the_best_one_s_figures(
@@ -164,7 +168,7 @@ def test_evaluating_the_last_epoch_leaves_the_best_one_s_figures(
     after = tree(run)
     assert {name: after[name] for name in before} == before
     assert set(after) - set(before) >= {"metrics_last.json", "figures_last/losses.png"}
-    assert "test/elbo" in capsys.readouterr().out
+    assert "the last epoch's metrics" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -208,7 +212,7 @@ def test_a_sigma_that_is_the_same_everywhere_is_no_picture(sigma: str, drawn: bo
     lit, data = build(s)
     history = History()
     history.rows = [{"epoch": 0, "step": 1, "dev/sigma": 0.3}]
-    found = sigma_figures(lit.eval().vae, as_floats(data.dev.images[:2]), history, "digits")
+    found = sigma_figures(lit.eval().vae, as_floats(data.dev.images[:2]), history.curve, "digits")
     assert ("sigma_image" in found) == drawn
     assert {"sigma_history", "residuals"} <= found.keys()
 

@@ -1,1 +1,24 @@
 """Variational auto-encoders: distributions, networks, objectives, and experiments that can be trusted and repeated."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vae.data import ImageDataModule
+    from vae.model import VAE
+    from vae.objectives import ELBO, IWAE
+    from vae.run.load import load_run
+    from vae.training.lit import LitVAE
+
+__all__ = ["ELBO", "IWAE", "VAE", "ImageDataModule", "LitVAE", "load_run"]
+HOMES = {
+    "ELBO": "vae.objectives", "IWAE": "vae.objectives", "VAE": "vae.model", "ImageDataModule": "vae.data",
+    "LitVAE": "vae.training.lit", "load_run": "vae.run.load",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Imported at the first use: torch takes seconds, which `import vae` need not wait for."""
+    if name not in HOMES:
+        raise AttributeError(f"module 'vae' has no attribute {name!r}")
+    return getattr(import_module(HOMES[name]), name)

@@ -5,7 +5,10 @@ import errno
 import logging
 import os
 import re
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from vae.errors import RunFailed
 
@@ -15,20 +18,30 @@ logger = logging.getLogger(__name__)
 PART = re.compile(r".*\.(?P<pid>\d+)\.part")
 
 
-def replace(path: Path, content: bytes | memoryview) -> None:
-    """Puts `content` in the place of the file at `path` in one step that survives a power cut; raises OSError."""
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of the one at `path` when the block ends well, in one step that survives a power cut.
+
+    A reader, or a second writer of the same path, never meets half a file. Raises OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, never in $TMPDIR: os.replace is atomic within one file system only.
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    # beside the target, never in $TMPDIR: os.replace is atomic within one file system only
+    part = path.with_name(f"{path.name}.{threading.get_ident()}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+def replace(path: Path, content: bytes | memoryview) -> None:
+    """Puts `content` in the place of the file at `path`, as `whole_file` does."""
+    with whole_file(path) as file:
+        file.write(content)
 
 
 def sync_directory(directory: Path) -> None:

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import logging
-import os
 import struct
 import threading
 import time
@@ -18,6 +17,7 @@ from urllib.error import HTTPError
 import numpy as np
 
 from vae.errors import InputError
+from vae.files import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -303,19 +303,12 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
 
 def _write(target: Path, read: Callable[[], bytes], md5: str | None, length: int | None = None) -> None:
     """Copies what `read` gives until it gives nothing; what proves right takes the target's place."""
-    part = target.with_name(target.name + ".part")
-    try:
-        with part.open("wb") as file:
-            digest, size = _copy(read, file)
-            file.flush()
-            os.fsync(file.fileno())
+    with whole_file(target) as file:
+        digest, size = _copy(read, file)
         if length is not None and size != length:
             raise ConnectionError(f"cut off after {size} of {length} bytes")
         if md5 is not None and digest != md5:
             raise OSError(f"{size} bytes with the md5 {digest}, expected {md5}")
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _copy(read: Callable[[], bytes], file: BinaryIO) -> tuple[str, int]:

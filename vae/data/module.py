@@ -103,8 +103,16 @@ class ImageDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Makes the files available, by download if need be; touches nothing when all are right."""
-        if self.name != "digits" and not self.is_set_up:
+        own = type(self).load is not ImageDataModule.load
+        if self.name != "digits" and not own and not self.is_set_up:
             ensure(self.name, self.root, self.mirrors, self.timeout)
+
+    def load(self) -> tuple[Batch, Batch, str]:
+        """uint8 images (N, C, H, W) and labels (N,): the official training set, the test set, and a fingerprint.
+
+        The place for a set of your own: the splits, the binarisation and the loaders follow from it.
+        """
+        return _load_digits(self.test_size) if self.name == "digits" else _load_idx(self.name, self.root)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads, cuts and binarises the sets; a second call does nothing, whatever the stage."""
@@ -115,8 +123,7 @@ class ImageDataModule(LightningDataModule):
             )
         if self.is_set_up:
             return
-        loaded = _load_digits(self.test_size) if self.name == "digits" else _load_idx(self.name, self.root)
-        (images, labels), test, self.md5 = loaded
+        (images, labels), test, self.md5 = self.load()
         train_rows, dev_rows = self._rows(len(images))
         grey = images[train_rows], labels[train_rows]
         self.dev = Images(*self._binarized(images[dev_rows], labels[dev_rows], 1))
@@ -177,8 +184,8 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def classes(self) -> int:
-        """How many labels there are: ten in every set."""
-        return 10
+        """How many labels there are; ten in the named sets."""
+        return max(10, int(self.train.labels.max()) + 1)
 
     def _ensure_loaded(self) -> None:
         self.prepare_data()

@@ -7,7 +7,6 @@ import hashlib
 import io
 import logging
 import math
-import os
 import time
 import zipfile
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 
 from vae.errors import InputError
 from vae.evaluation.metrics import gather_chunks
+from vae.files import replace
 from vae.noise import derive
 
 log = logging.getLogger(__name__)
@@ -184,16 +184,10 @@ def _load(path: Path, net: FeatureNet) -> FeatureNet | None:
 
 
 def _save(net: FeatureNet, path: Path) -> None:
-    """A kill leaves the old file or the new one; the lock's holder is the only writer of `.part`."""
     content = io.BytesIO()
     torch.save(net.state_dict(), content)
-    part = path.with_suffix(".part")
     try:
-        with part.open("wb") as file:
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        replace(path, content.getbuffer())
     except OSError as error:
         log.warning("%s: the feature net could not be kept (%s)", path, error)
 

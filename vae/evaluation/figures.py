@@ -6,7 +6,6 @@ shape raises a ValueError that names the argument.
 """
 
 import os
-import threading
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +26,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+from vae.files import whole_file
 
 Array = torch.Tensor | np.ndarray | Sequence[float] | float
 
@@ -680,15 +681,6 @@ def class_histogram(counts: Array, caption: str, class_names: Names | None = Non
 
 
 def to_png(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes the picture whole or not at all; folders on the way are made.
-
-    A reader, or a second writer of the same path, never meets half a file.
-    """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{threading.get_ident()}.{os.getpid()}.part")
-    try:
-        figure.savefig(part, format="png", dpi=figure.dpi)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    """Writes the picture whole or not at all; folders on the way are made."""
+    with whole_file(Path(path)) as file:
+        figure.savefig(file, format="png", dpi=figure.dpi)

@@ -1,6 +1,6 @@
 """The pictures that a model has."""
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from matplotlib.figure import Figure
@@ -11,28 +11,27 @@ from vae.evaluation import estimates, figures, metrics
 from vae.evaluation.baselines import baselines
 from vae.evaluation.estimates import Generated, Posteriors, posteriors
 from vae.evaluation.panels import example_images, prior_figure, reconstruction_figure
-from vae.run.directory import Run
-from vae.run.settings import caption
-from vae.training.history import History
-from vae.training.lit import LitVAE
+from vae.model import VAE
+
+Curve = Callable[[str], list[tuple[int, float]]]  # name of a metric -> (epoch, value)
 
 
-def common_figures(run: Run, lit: LitVAE, data: ImageDataModule, history: History, which: str) -> dict[str, Figure]:
-    """What every model has: the report's figures 4 to 8, and what its latents hold."""
-    s, vae = run.settings.plain, lit.vae
-    what = caption(s)
+def common_figures(
+    vae: VAE, data: ImageDataModule, curve: Curve, what: str, seed: int, which: str
+) -> dict[str, Figure]:
+    """What every model has: the report's figures 4 to 8, and what its latents hold; `what` opens each caption."""
     x, _ = example_images(data)
     dev = posteriors(vae, data.dev.images)
-    curves = {name: history.curve(f"{name}/loss") for name in ("train", "dev", "train_eval")}
+    curves = {name: curve(f"{name}/loss") for name in ("train", "dev", "train_eval")}
     return {
         "reconstructions": reconstruction_figure(vae, x, f"{what}; dev; {which} checkpoint"),
         "losses": figures.losses(
-            curves, f"{what}; the objective, summed over pixels, a mean over images", baselines(s, data)
+            curves, f"{what}; the objective, summed over pixels, a mean over images", baselines(vae, data)
         ),
         "latents": figures.latents(
             dev.mu[:5000], data.dev.labels[:5000], f"{what}; dev; posterior means of {min(5000, len(dev.mu))} images"
         ),
-        "samples": prior_figure(vae, s["seed"], what),
+        "samples": prior_figure(vae, seed, what),
         "kl_per_latent": figures.kl_per_latent(
             dev.kl.mean(0),
             f"{what}; dev; a unit is active where its posterior mean varies by more than 0.01",
@@ -42,15 +41,15 @@ def common_figures(run: Run, lit: LitVAE, data: ImageDataModule, history: Histor
     }
 
 
-def rate_distortion(history: History, what: str) -> Figure:
-    rate, distortion = history.curve("dev/kl"), history.curve("dev/reconstruction")
+def rate_distortion(curve: Curve, what: str) -> Figure:
+    rate, distortion = curve("dev/kl"), curve("dev/reconstruction")
     epochs = [e for e, _ in rate]
     return figures.rate_distortion(
         [v for _, v in rate], [v for _, v in distortion], epochs, f"{what}; dev; one point an epoch"
     )
 
 
-def latent_space(vae: Any, dev: Posteriors, what: str) -> Figure:
+def latent_space(vae: VAE, dev: Posteriors, what: str) -> Figure:
     """Two latents: the plane, at the prior's quantiles; else one row for each of the latents that are used most."""
     at = torch.linspace(0.02, 0.98, 15 if vae.latent_dim == 2 else 11)
     quantiles = vae.prior.icdf(at.unsqueeze(1).to(vae.prior_loc)).cpu()  # (n, D)
@@ -72,14 +71,14 @@ def latent_space(vae: Any, dev: Posteriors, what: str) -> Figure:
     return figures.grid(vae.sample(z.flatten(0, 1).to(vae.prior_loc)).cpu(), len(at), text, names)
 
 
-def sigma_figures(vae: Any, x: torch.Tensor, history: History, what: str) -> dict[str, Figure]:
+def sigma_figures(vae: VAE, x: torch.Tensor, curve: Curve, what: str) -> dict[str, Figure]:
     if not vae.likelihood.has_sigma:
         return {}
     p = vae.decode(vae.encode(x.to(vae.prior_loc)).mean.unsqueeze(0))
     sigma = p.stddev.mean((0, 1)).cpu()
     drawn = {
         "sigma_history": figures.sigma_history(
-            history.curve("dev/sigma"), f"{what}; dev; the ten images of the reconstructions, z: posterior mean"
+            curve("dev/sigma"), f"{what}; dev; the ten images of the reconstructions, z: posterior mean"
         ),
     }
     if vae.likelihood.params_per_pixel > 1:  # else one sigma for all pixels

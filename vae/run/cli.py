@@ -35,6 +35,7 @@ def arguments() -> argparse.ArgumentParser:
     train.add_argument("overrides", nargs="*", help="as for train.py; vae train --help explains the keys")
     show = commands.add_parser("show", help="print the closing table of a finished run")
     show.add_argument("run", help="the run's directory")
+    show.add_argument("--all", action="store_true", help="every metric, latent by latent")
     bench = commands.add_parser("bench", help="measure training beside a bare PyTorch loop")
     bench.add_argument("overrides", nargs="*", help="as for train.py, for example model=conv data.root=data")
     bench.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -108,7 +109,7 @@ def show(given: argparse.Namespace) -> None:
     from vae.run.directory import Run, read_settings
     from vae.run.table import print_results
 
-    print_results(Run(directory, settings.read(read_settings(directory / "config.yaml"))))
+    print_results(Run(directory, settings.read(read_settings(directory / "config.yaml"))), everything=given.all)
 
 
 def bench(given: argparse.Namespace) -> None:

@@ -120,10 +120,10 @@ def draw(
     """The report's figures and ours, as PNG files in the run's `figures/`; by name."""
     what = caption(run.settings.plain)
     x, _ = example_images(data)
-    drawn = common_figures(run, lit, data, history, which)
+    drawn = common_figures(lit.vae, data, history.curve, what, run.settings.seed, which)
     if lit.vae.likelihood.normalised:  # else there are no nats to draw
-        drawn["rate_distortion"] = rate_distortion(history, what)
-    drawn |= sigma_figures(lit.vae, x, history, what)
+        drawn["rate_distortion"] = rate_distortion(history.curve, what)
+    drawn |= sigma_figures(lit.vae, x, history.curve, what)
     drawn |= generated_figures(data, generated, what)
     folder = run.directory / ("figures" if which == "best" else f"figures_{which}")
     for name, figure in drawn.items():

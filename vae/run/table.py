@@ -1,65 +1,94 @@
 """The closing table of a run."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 from vae.run.directory import Run
 from vae.run.settings import caption, monitored
 
+UNWEIGHTED = ("neg_elbo", "unweighted_loss")
+LOSSES = ("loss", "reconstruction", *UNWEIGHTED)
 COLLAPSED = "collapsed: no latent is active (its posterior mean does not move with x); try objective/beta=linear"
 
 
-def print_results(run: Run, found: dict[str, Any] | None = None) -> float:
-    """Prints the closing table of a finished run, or these figures; returns the best epoch's monitored metric."""
+def print_results(run: Run, metrics: dict[str, Any] | None = None, everything: bool = False) -> float:
+    """Prints the closing table of a finished run, or of these metrics; returns the best epoch's monitored metric."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    found = run.metrics if found is None else found
-    assert found is not None
-    normalised = "test/elbo" in found or "dev/elbo" in found
-    last = of_the_last(found)
-    table = Table(
-        box=box.SIMPLE,
-        show_header=False,
-        title=f"{caption(run.settings.plain)}: epoch {found['best_epoch']} is the best of {found['epochs']}"
-        + (", these are the last one's figures" if last else ""),
-    )
-    for name, value in found.items():
-        if name == "provenance" or name.endswith("_error") or "/kl_per_latent/" in name:
-            continue
-        error = found.get(f"{name}_error")
-        table.add_row(name, f"{value:.6g}" + ("" if error is None else f" +- {error:.2g}"), units(name, normalised))
+    metrics = run.metrics if metrics is None else metrics
+    assert metrics is not None
+    monitor = monitored(run.settings, "dev/elbo" in metrics)[0]
+    table = Table("", "dev", "test", "", box=box.SIMPLE)
+    for name in table_rows(metrics):
+        table.add_row(name, written(metrics, f"dev/{name}"), written(metrics, f"test/{name}"), units(name, metrics))
     console = Console(width=100)
+    console.print(headline(run, metrics, monitor), style="bold", highlight=False, soft_wrap=True)
     console.print(table)
-    for line in closing_lines(run, found):
+    if everything:
+        for name in metrics.keys() - {"provenance"}:
+            console.print(f"{name:<40} {written(metrics, name)}", highlight=False)
+    for line in closing_lines(run, metrics):
         console.print(line, highlight=False, soft_wrap=True)
-    return float(found[monitored(run.settings, normalised)[0]])
+    return float(metrics[monitor])
 
 
-def of_the_last(found: dict[str, Any]) -> bool:
-    """Whether `vae evaluate --checkpoint last` made these figures."""
-    return found.get("provenance", {}).get("checkpoint") == "last"
+def headline(run: Run, metrics: dict[str, Any], monitor: str) -> str:
+    """The metric that the best epoch was chosen by, and the NLL where there is one."""
+    best = f"{monitor} {written(metrics, monitor)} in epoch {metrics['best_epoch']} of {metrics['epochs']}"
+    nll = f", test NLL {written(metrics, 'test/nll')}" if "test/nll" in metrics else ""
+    last = "; these are the last epoch's metrics" if is_of_the_last(metrics) else ""
+    return f"{caption(run.settings.plain)}: {best}{nll}{last}"
 
 
-def units(name: str, normalised: bool) -> str:
-    last = name.rpartition("/")[2]
-    if last in ("elbo", "nll", "rate", "distortion", "kl"):
+def table_rows(metrics: dict[str, Any]) -> list[str]:
+    """The metrics of a split by name; one that repeats another with beta 1 and no free bits is left out."""
+    names = [name.partition("/")[2] for name in metrics if name.startswith(("dev/", "test/"))]
+    repeated = {"beta", "nll_samples", "elbo" if "test/nll" not in metrics else ""}
+    if metrics.get("dev/beta") == 1 and all(
+        metrics.get(f"dev/{name}", metrics["dev/loss"]) == metrics["dev/loss"] for name in UNWEIGHTED
+    ):
+        repeated |= set(UNWEIGHTED)
+    left_out = ("kl_per_latent/", "train_eval")
+    return [
+        n for n in dict.fromkeys(names) if n not in repeated and not n.endswith("_error") and not n.startswith(left_out)
+    ]
+
+
+def written(metrics: dict[str, Any], name: str) -> str:
+    """A number with the digits that its standard error leaves it."""
+    value, error = metrics.get(name), metrics.get(f"{name}_error")
+    if value is None:
+        return ""
+    if not error or not math.isfinite(error):
+        return f"{value + 0.0:.6g}" if isinstance(value, float) else str(value)
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return f"{round(value, digits) + 0.0:.{digits}f} +- {error:.{digits}f}"
+
+
+def is_of_the_last(metrics: dict[str, Any]) -> bool:
+    """Whether `vae evaluate --checkpoint last` made these metrics."""
+    return metrics.get("provenance", {}).get("checkpoint") == "last"
+
+
+def units(name: str, metrics: dict[str, Any]) -> str:
+    normalised = "dev/elbo" in metrics
+    if name in ("elbo", "neg_elbo", "nll", "rate", "distortion", "kl") or (normalised and name in LOSSES):
         return "nats per image"
-    if last in ("loss", "unweighted_loss") and not normalised:
-        return "squared error and nats of KL, per image"
-    if last in ("loss", "reconstruction", "neg_elbo"):
-        return "nats per image" if normalised else "squared error per image"
-    return {"bits_per_dimension": "bits per pixel", "seconds": "of training and validation"}.get(last, "")
+    if name in LOSSES:
+        return "squared error per image" if name == "reconstruction" else "squared error and nats of KL, per image"
+    return {"bits_per_dimension": "bits per pixel"}.get(name, "")
 
 
-def closing_lines(run: Run, found: dict[str, Any]) -> list[str]:
-    active, latents = found["test/active_units"], run.settings.latent_dim
-    last = of_the_last(found)
+def closing_lines(run: Run, metrics: dict[str, Any]) -> list[str]:
+    active, latents = metrics["test/active_units"], run.settings.latent_dim
+    last = is_of_the_last(metrics)
     state = COLLAPSED if not active else f"{active} of {latents} latents are active"
     lines = [state]
-    if "SquaredError" in run.settings.plain["likelihood"]["_target_"]:
-        lines.append("squared error is not normalised: the loss is no NLL and compares with no other likelihood's nats")
+    if "dev/unweighted_loss" in metrics:
+        lines.append("the likelihood is not normalised: this loss compares with no other likelihood's nats")
     root = run.directory if run.directory.is_absolute() else Path(run.directory.parts[0])
     return [
         *lines,

@@ -114,7 +114,7 @@ def prepared_trainer(run: Run, lit: LitVAE, data: ImageDataModule) -> Iterator[t
     writable(run.checkpoint_directory, 2 * state if start is None else state)  # best and last, or one of them again
     log.info("%s; %d training and %d dev images", describe(lit), len(data.train), len(data.dev))
     history, last = History(), SaveLast(run.checkpoint_directory, settings.callbacks.checkpoint_minutes)
-    words, plain = caption(settings.plain), settings.plain
-    pictures = Pictures(settings.callbacks.figures_every, settings.seed, words, lambda: baselines(plain, data))
+    words = caption(settings.plain)
+    pictures = Pictures(settings.callbacks.figures_every, settings.seed, words, lambda: baselines(lit.vae, data))
     with GracefulStop(last.save) as stop:
         yield build_trainer(run, lit, history, pictures, stop, last), history
