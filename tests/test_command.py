@@ -306,7 +306,7 @@ def test_overrides_may_stand_on_both_sides_of_m(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("show", "."), ".: is not a run (no config.yaml); name a folder that train.py wrote"),
+        (("show", "."), ".: is not a run (no config.yaml); name a folder that train.py wrote, such as outputs/mine"),
         (("evaluate", ".", "smples=3"), "smples=3: there is no such key; did you mean evaluation.samples?"),
         (("evaluate", ".", "samples=-1"), "samples=-1: must be a whole number of at least 0; for example samples=500"),
         (("bench", "--turns", "-1"), "--turns=-1: must be a whole number of at least 1; for example --turns 3"),

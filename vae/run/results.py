@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lightning import Trainer
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
@@ -143,6 +144,8 @@ def tensorboard(
         writer.add_figure(f"final/{name}", figure, int(found["steps"]), close=False)
     count = min(1000, len(data.dev))
     images = as_floats(data.dev.images[:count])
+    high, wide = images.shape[2:]
+    images = F.pad(images, (0, max(high - wide, 0), 0, max(wide - high, 0)))  # a sprite's images are square
     means = posteriors(lit.vae, data.dev.images[:count]).mu
     writer.add_embedding(means, data.dev.labels[:count].tolist(), images, int(found["steps"]), "posterior_means")
     flat = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in leaves(run.settings.plain)}

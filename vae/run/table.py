@@ -78,7 +78,7 @@ def units(name: str, metrics: dict[str, Any]) -> str:
     if name in ("elbo", "neg_elbo", "nll", "rate", "distortion", "kl") or (normalised and name in LOSSES):
         return "nats per image"
     if name in LOSSES:
-        return "squared error per image" if name == "reconstruction" else "squared error and nats of KL, per image"
+        return "squared error per image" if name == "reconstruction" else "squared error + nats"
     return {"bits_per_dimension": "bits per pixel"}.get(name, "")
 
 
