@@ -7,6 +7,7 @@ import hydra
 from omegaconf import DictConfig
 
 from vae.run import command, settings
+from vae.run.keys import CONF
 
 
 def train(cfg: DictConfig) -> float:
@@ -31,7 +32,7 @@ def train(cfg: DictConfig) -> float:
         return evaluate_and_write(run, lit, data, trainer, history)
 
 
-@hydra.main(version_base="1.3", config_path=settings.CONF, config_name="config")
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def job(cfg: DictConfig) -> float:
     return command.with_exit_codes(train, cfg)
 

@@ -19,8 +19,8 @@ from omegaconf import DictConfig, open_dict
 
 from vae.data import module
 from vae.run import settings
+from vae.run.keys import CONF, Settings
 from vae.run.process import log_to
-from vae.run.settings import CONF
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("data=digits", "dropout=0.3", "latent_dim=2", "model.encoder.hidden=[5]", "model.decoder.hidden=[4]")
@@ -70,7 +70,7 @@ def composed(*overrides: str) -> DictConfig:
     return cfg
 
 
-def settings_of(*overrides: str) -> settings.Settings:
+def settings_of(*overrides: str) -> Settings:
     return settings.check(composed(*overrides))
 
 

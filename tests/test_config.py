@@ -19,7 +19,7 @@ from vae.errors import InputError
 from vae.run import command, results, settings
 from vae.run.build import build, build_objective
 from vae.run.directory import NOT_IDENTITY, Run
-from vae.run.settings import CONF, known_keys, leaves
+from vae.run.keys import CONF, known_keys, leaves
 from vae.run.trainer import build_trainer
 from vae.training.callbacks import Pictures
 from vae.training.checkpoints import SaveLast
@@ -411,7 +411,7 @@ def five_by_seven(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[st
 
 def evaluated(s: Settings) -> dict[str, float]:
     lit, data = build(s)
-    return results.evaluate(lit.eval(), data, s.plain, 0)[0]
+    return results.evaluate(lit.eval(), data, s, 0)[0]
 
 
 def test_evaluation_keys_change_the_figures(five_by_seven: tuple[str, ...], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from vae.errors import Stopped
 from vae.run import settings
 from vae.run.build import build
 from vae.run.directory import Run
+from vae.run.keys import Settings
 from vae.run.trainer import prepared_trainer
 from vae.training import lightning_insides as insides
 from vae.training.history import History
@@ -322,6 +323,6 @@ def test_the_fast_loop_can_be_turned_off(
     require_equal(ours, without)
 
 
-def with_option(check: Any, cfg: Any, **options: Any) -> settings.Settings:
+def with_option(check: Any, cfg: Any, **options: Any) -> Settings:
     plain = check(cfg).plain
     return settings.verify(plain | {"trainer": plain["trainer"] | options})

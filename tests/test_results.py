@@ -20,8 +20,9 @@ from vae.evaluation.gallery import sigma_figures
 from vae.run import cli, results
 from vae.run.build import build
 from vae.run.directory import Run, read_settings
+from vae.run.keys import CONF
 from vae.run.load import load_run
-from vae.run.settings import CONF, read
+from vae.run.settings import read
 from vae.run.table import closing_lines, print_results, written
 from vae.training import checkpoints
 from vae.training.history import History

@@ -20,7 +20,8 @@ from torch import Tensor
 from vae.errors import InputError
 from vae.run.build import build, build_model
 from vae.run.directory import NOT_IDENTITY, Run, read_settings
-from vae.run.settings import leaves, verify
+from vae.run.keys import leaves
+from vae.run.settings import verify
 from vae.run.trainer import prepared_trainer
 from vae.training import checkpoints
 from vae.training.history import LAYOUT

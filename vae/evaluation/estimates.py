@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -177,16 +176,18 @@ class Generated:
     classifier: str
 
 
-def sample_metrics(vae: VAE, data: ImageDataModule, s: dict[str, Any], seed: int) -> tuple[Metrics, Generated]:
+def sample_metrics(
+    vae: VAE, data: ImageDataModule, cache_dir: Path, generated: int, seed: int
+) -> tuple[Metrics, Generated]:
     """Frechet distance, precision and recall of prior samples against the test set, on a small classifier's features.
 
     It is trained on the training split alone and named in the metric: figures of two classifiers do not compare.
     """
     train, real = data.train_fixed, data.test.images
     net, name = feature_net(
-        Path(s["cache_dir"]), train.images, train.labels, data.classes, fingerprint(train.images, train.labels)
+        cache_dir, train.images, train.labels, data.classes, fingerprint(train.images, train.labels)
     )
-    images = prior_samples(vae, s["generated"], seed, sample_mode(data))
+    images = prior_samples(vae, generated, seed, sample_mode(data))
     real_features, _ = embed(net, real)
     fake_features, predictions = embed(net, images)
     count = min(len(real_features), len(fake_features))

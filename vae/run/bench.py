@@ -32,8 +32,8 @@ from vae.noise import fixed_noise
 from vae.run import command, settings
 from vae.run.build import build_data, build_model
 from vae.run.directory import Run
+from vae.run.keys import CONF, Settings
 from vae.run.process import log_to
-from vae.run.settings import CONF, Settings
 from vae.run.trainer import prepared_trainer
 
 Seconds = dict[str, list[float]]

@@ -15,8 +15,9 @@ from vae.errors import InputError
 from vae.model import VAE
 from vae.networks import Shape
 from vae.noise import derive
+from vae.run.keys import Plain, Settings, leaves
 from vae.run.memory import require_memory
-from vae.run.settings import Plain, Settings, leaves, watched_by_plateau
+from vae.run.settings import watched_by_plateau
 from vae.training.lit import LitVAE
 
 

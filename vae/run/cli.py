@@ -15,8 +15,8 @@ import yaml
 
 from vae.errors import InputError, ending
 from vae.run import settings
+from vae.run.keys import CONF, known_keys, nearest
 from vae.run.process import log_to
-from vae.run.settings import CONF
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -80,13 +80,13 @@ def evaluation_settings(pairs: list[str]) -> dict[str, object]:
     changed = {}
     for pair in pairs:
         name, _, value = pair.removeprefix("evaluation.").partition("=")
-        full, known = f"evaluation.{name}", settings.known_keys()
+        full, known = f"evaluation.{name}", known_keys()
         try:
             parsed = yaml.safe_load(value) if value else None
         except yaml.YAMLError as error:
             raise InputError(f"{pair}: cannot be read ({str(error).splitlines()[0]}); give key=value") from error
         if full not in known:
-            raise InputError(f"{pair}: there is no such key; {settings.nearest(full, known)}")
+            raise InputError(f"{pair}: there is no such key; {nearest(full, known)}")
         if not known[full].accepts(parsed):
             raise InputError(f"{pair}: must be {known[full].allowed}; for example {name}={known[full].example}")
         changed[name] = parsed

@@ -31,8 +31,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vae.errors import InputError, ending, is_known
 from vae.run import settings
+from vae.run.keys import CONF, known_keys, nearest
+from vae.run.own_parts import GROUPS_OF_PARTS
 from vae.run.process import in_a_child, log_file, log_to, slurm_job
-from vae.run.settings import CONF, GROUPS_OF_PARTS
 
 HYDRA_ANSWERS = ("hydra_help", "shell_completion", "experimental_rerun")
 HYDRA_PLACES = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
@@ -157,7 +158,7 @@ def _check_override(override: str, folders: list[str]) -> None:
     key = parsed.get_key_element().lstrip("+~")
     if not key:
         raise InputError(f"{override}: names no key; give key=value")
-    if parsed.is_delete() and (key in settings.known_keys() or _group_folders(key, folders)):
+    if parsed.is_delete() and (key in known_keys() or _group_folders(key, folders)):
         raise InputError(f"{override}: nothing can be removed, as a run needs all its keys; give {key} another value")
     if key in HYDRA_PLACES and not in_a_child():  # Lightning names one for its other processes
         raise InputError(f"{override}: Hydra's folders are not used; a run or sweep goes to run_dir=...")
@@ -194,12 +195,12 @@ def explain(error: Exception, overrides: list[str], name: str | None = None, fol
         return f"{group}={option}: there is no such option; it is one of {', '.join(sorted(options))}"
     unknown = re.search(r"Could not (?:override|delete|append)[^']*'([\w./@-]+)'", message)
     if unknown:
-        key, known = unknown.group(1), settings.known_keys()
+        key, known = unknown.group(1), known_keys()
         given = next((o for o in overrides if o.lstrip("+~").startswith((f"{key}=", f"{key}@"))), key)
         if key in known:
             return f"{given}: is a key of another option of {key.rpartition('.')[0]}; see `python train.py --cfg job`"
         groups = [str(p.relative_to(CONF)) for p in Path(CONF).glob("**/*") if p.is_dir()]
-        return f"{given}: there is no such key; {settings.nearest(key, [*known, *groups])}"
+        return f"{given}: there is no such key; {nearest(key, [*known, *groups])}"
     return " ".join(message.split()) + "; see `python train.py --help`"
 
 

@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae.errors import InputError
 from vae.files import remove_leftovers, replace, writable
+from vae.run.keys import Plain, Settings, leaves, show
 from vae.run.process import in_a_child, log_to
-from vae.run.settings import Plain, Settings, leaves, show
 
 # Keys that may differ between two sittings of a run, because no result depends on them.
 NOT_IDENTITY = (

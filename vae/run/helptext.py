@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from vae.run.settings import CONF, known_keys, show
+from vae.run.keys import CONF, known_keys, show
 
 EXAMPLES = """\
 python train.py data=digits                                   a first result without a download

@@ -12,7 +12,9 @@ from vae.errors import InputError
 from vae.model import VAE
 from vae.run.build import build_data, build_lit, build_vae
 from vae.run.directory import MAY_GROW, Run, describe_differences, differences, read_settings
-from vae.run.settings import Plain, distrust, verify
+from vae.run.keys import Plain
+from vae.run.own_parts import distrust
+from vae.run.settings import verify
 from vae.training import checkpoints
 from vae.training.lit import LitVAE
 

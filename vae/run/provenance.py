@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from vae.data.module import ImageDataModule
-from vae.run.settings import Plain as Settings
+from vae.run.keys import Settings
 
 FORMAT = 2  # of metrics.json: epochs count from 1, and `neg_elbo` or `unweighted_loss` is what was `bound`
 
 
-def provenance(s: Settings, data: ImageDataModule, device: torch.device) -> dict[str, Any]:
+def provenance(settings: Settings, data: ImageDataModule, device: torch.device) -> dict[str, Any]:
     names = ("torch", "lightning", "torchvision", "numpy", "hydra-core", "scikit-learn")
     cuda = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "format": FORMAT,
-        "seed": s["seed"],
+        "seed": settings.seed,
         "git_commit": git_commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
         "data_md5": data.md5,

@@ -5,6 +5,7 @@ import gc
 import json
 import logging
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +22,10 @@ from vae.evaluation.estimates import Generated, posteriors
 from vae.evaluation.gallery import common_figures, generated_figures, rate_distortion, sigma_figures
 from vae.evaluation.panels import example_images
 from vae.run.directory import Run, write
+from vae.run.keys import Settings, leaves
 from vae.run.load import load_weights
 from vae.run.provenance import provenance
-from vae.run.settings import caption, leaves
+from vae.run.settings import caption
 from vae.run.table import print_results
 from vae.training import checkpoints
 from vae.training.history import History, writer_of
@@ -37,10 +39,9 @@ TRAINING = ("epochs", "best_epoch", "steps", "seconds", "images_per_second", "pa
 
 def finish(run: Run, lit: LitVAE, data: ImageDataModule, history: History, trainer: Trainer) -> float:
     """Everything after training; returns the best epoch's monitored metric, for sweepers that optimise."""
-    s = run.settings.plain
     checkpoint = load_weights(lit, run.checkpoint("best"))
     lit.to(trainer.strategy.root_device).eval()  # the trainer has taken it off the device when it left
-    found, generated = evaluate(lit, data, s, checkpoint["global_step"])
+    found, generated = evaluate(lit, data, run.settings, checkpoint["global_step"])
     found |= training_metrics(history, checkpoint["epoch"] + 1)
     found |= {
         "epochs": len(history.rows),
@@ -49,13 +50,13 @@ def finish(run: Run, lit: LitVAE, data: ImageDataModule, history: History, train
         "seconds": history.seconds,
         "images_per_second": history.images / history.seconds,
         "parameters": sum(p.numel() for p in lit.vae.parameters()),
-        "stopped_early": int(trainer.current_epoch < s["trainer"]["max_epochs"]),
+        "stopped_early": int(trainer.current_epoch < run.settings.trainer.max_epochs),
     }
     drawn = draw(run, lit, data, history, generated)
     writer = writer_of(trainer)
     if writer is not None:
         tensorboard(writer, run, lit, data, found, drawn)
-    write_metrics(run, found, provenance(s, data, lit.device))
+    write_metrics(run, found, provenance(run.settings, data, lit.device))
     return print_results(run)
 
 
@@ -73,13 +74,13 @@ def reevaluate(run: Run, lit: LitVAE, data: ImageDataModule, which: str) -> None
         checkpoint = checkpoints.load(run.checkpoint(which))
         history = History()
         history.load_state_dict(checkpoint_state(run))
-        found, generated = evaluate(lit, data, run.settings.plain, checkpoint["global_step"])
+        found, generated = evaluate(lit, data, run.settings, checkpoint["global_step"])
         epoch = run.metrics["best_epoch"] if which == "best" else history.rows[-1]["epoch"]
         kept = {name: value for name, value in run.metrics.items() if name in TRAINING}
         kept |= training_metrics(history, int(epoch))
         drawn = draw(run, lit, data, history, generated, which)
         log.info("%d figures drawn", len(drawn))
-        origin = provenance(run.settings.plain, data, lit.device) | {"checkpoint": which}
+        origin = provenance(run.settings, data, lit.device) | {"checkpoint": which}
         print_results(run, write_metrics(run, found | kept, origin, which))
 
 
@@ -89,20 +90,20 @@ def checkpoint_state(run: Run) -> dict[str, Any]:
 
 
 def evaluate(
-    lit: LitVAE, data: ImageDataModule, s: dict[str, Any], step: int
+    lit: LitVAE, data: ImageDataModule, settings: Settings, step: int
 ) -> tuple[dict[str, float], Generated | None]:
     """All figures of a model in eval mode, by name, and the samples that some were taken from."""
-    vae, e, seed = lit.vae, s["evaluation"], s["seed"]
+    vae, e, seed = lit.vae, settings.evaluation, settings.seed
     found: dict[str, float] = {}
     batch = max(1, min(1000, estimates.ROWS // getattr(lit.objective, "samples", 1)))
     for split in ("dev", "test"):
         images = getattr(data, split).images
         found |= estimates.objective_metrics(vae, lit.objective, images, split, seed, step, batch, data.eval_batch_size)
-    found |= estimates.likelihood_metrics(vae, data.test.images, e["samples"], seed, "test")
-    found |= estimates.latent_metrics(vae, data.train_fixed, data.test, "test", e["probes"])
-    if not e["features"]:
+    found |= estimates.likelihood_metrics(vae, data.test.images, e.samples, seed, "test")
+    found |= estimates.latent_metrics(vae, data.train_fixed, data.test, "test", e.probes)
+    if not e.features:
         return found, None
-    more, generated = estimates.sample_metrics(vae, data, e, seed)
+    more, generated = estimates.sample_metrics(vae, data, Path(e.cache_dir), e.generated, seed)
     return found | more, generated
 
 
