@@ -87,9 +87,10 @@ def answer_help_or_refuse(arguments: list[str]) -> bool:
         return True
     try:
         check(arguments)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    except (InputError, KeyboardInterrupt) as error:  # an own part may take torch's seconds to import
+        code, line = ending(error)
+        print(line, file=sys.stderr)
+        sys.exit(code)
     return False
 
 
