@@ -79,7 +79,7 @@ def objective_metrics(
 
 def has_batch_term(vae: VAE, objective: Callable[..., Terms], images: Tensor, step: int) -> bool:
     """Whether the loss is not a mean over images."""
-    with fixed_noise(NoiseStreams(0)):
+    with fixed_noise(NoiseStreams(0)), torch.inference_mode():
         return objective(vae, next(_chunks(vae, images[:2], 2)), step).per_image is None
 
 
