@@ -20,8 +20,8 @@ class Terms:
     """One batch: `loss` () is differentiated; `log_px` (B,) and `kl` (B, D) are never weighted (nats per image).
 
     `per_image` (B,) is the loss of each image, for its standard error in evaluations. An objective with a term of the
-    whole batch has none: its loss on a split is the mean over the batches of validation, without an error. `p` is p(x|z), from which
-    the likelihood may learn by other means than gradients.
+    whole batch has none: its loss on a split is the mean over validation's batches, without an error. `p` is p(x|z),
+    from which the likelihood may learn by other means than gradients.
     """
 
     loss: Tensor
