@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import ROOT
 
 from vae.errors import InputError
@@ -118,6 +119,20 @@ def test_a_planted_part_is_refused_before_it_is_imported(target: str, folder: Pa
     config.write_text(config.read_text().replace("vae.likelihoods.SquaredErrorHead", target))
     with pytest.raises(InputError, match="from outside the project"):
         load_run(folder / "own")
+    assert not (folder / "executed").exists()
+
+
+def test_a_part_planted_in_a_list_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = ("data=digits", "model.encoder.hidden=[4]", "model.decoder.hidden=[4]", "trainer.max_epochs=1")
+    assert run(folder, *small, "evaluation=none", "trainer.limit_train_batches=1", "run_dir=own")[0] == 0
+    config = folder / "own" / "config.yaml"
+    plain = yaml.safe_load(config.read_text())
+    planted = [{"_target_": "pathlib.Path.touch", "_args_": [{"_target_": "pathlib.Path", "_args_": ["executed"]}]}]
+    plain["optimizer"] = {"_target_": "torch.optim.Rprop", "_partial_": True, "lr": planted}
+    config.write_text(yaml.safe_dump(plain))
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match=r"^optimizer\.lr\.0\..*nothing of it was executed"):
+        load_run("own")
     assert not (folder / "executed").exists()
 
 

@@ -7,11 +7,11 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any, get_type_hints
 
 from vae.errors import InputError
-from vae.run.keys import Plain, describe, fits, leaves, nearest, show, targets
+from vae.run.keys import Plain, describe, fits, nearest, show, targets
 
 # Names of torch's own optimizers and schedulers: data, not code, may name them.
 TORCH = re.compile(r"torch\.optim(\.lr_scheduler)?\.[A-Z]\w+")
@@ -34,8 +34,8 @@ def distrust(plain: Plain, trust: Collection[str] = ()) -> None:
     A command line is its author's; a run's config.yaml may be a stranger's, and to build a part is to execute it.
     `trust` names packages.
     """
-    for name, value in leaves(plain):
-        if name.rpartition(".")[2] != "_target_" or value in targets() or TORCH.fullmatch(str(value)):
+    for name, value in named_targets(plain):
+        if value in targets() or TORCH.fullmatch(str(value)):
             continue
         package = str(value).partition(".")[0]
         if package not in trust:
@@ -43,6 +43,15 @@ def distrust(plain: Plain, trust: Collection[str] = ()) -> None:
                 f"{name}={value}: the run's config.yaml names a part from outside the project, and nothing of it was "
                 f'executed; if you trust it, say so: load_run(..., trust=("{package}",)) or --trust {package}'
             )
+
+
+def named_targets(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything that Hydra would call, in groups and in lists, with its dotted key."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in items:
+        if name == "_target_":
+            yield f"{place}{name}", value
+        yield from named_targets(value, f"{place}{name}.")
 
 
 def check_own_part(group: str, node: Plain) -> None:
