@@ -23,7 +23,7 @@ from vae.run.directory import Run, read_settings
 from vae.run.keys import CONF
 from vae.run.load import load_run
 from vae.run.settings import read
-from vae.run.table import closing_lines, print_results, written
+from vae.run.table import closing_lines, print_results, table_rows, written
 from vae.training import checkpoints
 from vae.training.history import History
 
@@ -119,6 +119,14 @@ def test_show_prints_the_table_again(
     assert vae(monkeypatch, "show", str(run)) == 0
     assert "in epoch 1 of 1" in " ".join(capsys.readouterr().out.split())
     assert tree(run) == before
+
+
+def test_a_row_that_repeats_the_loss_is_left_out() -> None:
+    """With beta 1 the two are the same sum in another order."""
+    found = {"dev/loss": 461.0, "dev/neg_elbo": 461.0 + 1e-11, "dev/beta": 1.0, "test/kl": -0.0}
+    assert table_rows(found) == ["loss", "kl"]
+    assert table_rows(found | {"dev/neg_elbo": 470.0}) == ["loss", "neg_elbo", "kl"]
+    assert written(found, "test/kl") == "0"
 
 
 @pytest.mark.parametrize("command", ["show", "evaluate"])

@@ -48,7 +48,8 @@ def table_rows(metrics: dict[str, Any]) -> list[str]:
     names = [name.partition("/")[2] for name in metrics if name.startswith(("dev/", "test/"))]
     repeated = {"beta", "nll_samples", "elbo" if "test/nll" not in metrics else ""}
     if metrics.get("dev/beta") == 1 and all(
-        metrics.get(f"dev/{name}", metrics["dev/loss"]) == metrics["dev/loss"] for name in UNWEIGHTED
+        math.isclose(metrics.get(f"dev/{name}", metrics["dev/loss"]), metrics["dev/loss"], rel_tol=1e-9)
+        for name in UNWEIGHTED
     ):
         repeated |= set(UNWEIGHTED)
     left_out = ("kl_per_latent/", "train_eval")
