@@ -136,7 +136,25 @@ def test_a_part_planted_in_a_list_is_refused(folder: Path, monkeypatch: pytest.M
     assert not (folder / "executed").exists()
 
 
+@pytest.mark.parametrize(("group", "key"), [("data", "root"), ("optimizer", "lr"), ("evaluation", "cache_dir")])
+def test_a_planted_interpolation_is_refused(
+    group: str, key: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OmegaConf's resolver oc.create would build what the text describes."""
+    small = ("data=digits", "model.encoder.hidden=[4]", "model.decoder.hidden=[4]", "trainer.max_epochs=1")
+    assert run(folder, *small, "evaluation=none", "trainer.limit_train_batches=1", "run_dir=own")[0] == 0
+    config = folder / "own" / "config.yaml"
+    plain = yaml.safe_load(config.read_text())
+    plain[group][key] = "${oc.create:{_target_:os.mkdir,path:executed}}"
+    config.write_text(yaml.safe_dump(plain))
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match=f"^{group}.{key}=.*nothing of it was executed"):
+        load_run("own")
+    assert not (folder / "executed").exists()
+
+
 REFUSED = {
+    "callbacks.extra.a.file=x": "callbacks.extra.a: names no part; give callbacks.extra.a._target_=",
     "likelihood._target_=mine.Head likelihood.widht=3": "likelihood.widht=3: mine.Head takes no such key; did you mean",
     "likelihood._target_=mine.Head likelihood.width=wide": "likelihood.width=wide: must be a finite number",
     "likelihood._target_=mine.Head": "likelihood.width: is missing; mine.Head needs it",

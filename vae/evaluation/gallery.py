@@ -66,7 +66,7 @@ def latent_space(vae: VAE, dev: Posteriors, what: str) -> Figure:
         z[row, :, latent] = quantiles[:, latent]
     names = [f"z{latent}" for latent in order.tolist()]
     text = (
-        f"{what}; means of p(x|z); each row moves one latent through the prior's quantiles 2 % to 98 %, the others at 0"
+        f"{what}; means of p(x|z); each row moves one latent from the prior's quantile 2 % to 98 %, others at its mean"
     )
     return figures.grid(vae.sample(z.flatten(0, 1).to(vae.prior_loc)).cpu(), len(at), text, names)
 

@@ -37,6 +37,12 @@ def instantiate_part(group: str, node: Mapping[str, Any]) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
+        cause = error.__cause__
+        if not isinstance(cause, TypeError):
+            first = (str(cause).splitlines() or [""])[0]
+            raise InputError(
+                f"{group}: {node['_target_']} cannot be built ({type(cause).__name__}: {first})"
+            ) from error
         given = ", ".join(f"{group}.{key}" for key in node if not key.startswith("_"))
         raise InputError(
             f"{group}: {node['_target_']} does not take these keys ({given}): {error.__cause__}; choose the option on "

@@ -16,7 +16,7 @@ import yaml
 from vae.errors import InputError, ending
 from vae.run import settings
 from vae.run.keys import CONF, known_keys, nearest
-from vae.run.process import log_to
+from vae.run.process import find_own_modules, log_to
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -28,7 +28,7 @@ def arguments() -> argparse.ArgumentParser:
     evaluate.add_argument("run", help="the run's directory")
     evaluate.add_argument("settings", nargs="*", help="keys of the group evaluation, for example samples=5000")
     evaluate.add_argument("--checkpoint", choices=("best", "last"), default="best")
-    evaluate.add_argument("--trust", nargs="*", default=[], metavar="PACKAGE", help="packages whose parts may be built")
+    evaluate.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="its parts may be built")
     train = commands.add_parser(
         "train", help="train a model: the same as python train.py", add_help=False, prefix_chars="\0"
     )
@@ -66,6 +66,7 @@ def evaluate(given: argparse.Namespace) -> None:
     """The run's metrics from its checkpoint, under other settings; training's own metrics are kept."""
     changed = evaluation_settings(given.settings)
     find_run(given.run)
+    find_own_modules()
     from vae.run import results
     from vae.run.load import load_run
 

@@ -11,7 +11,6 @@ import hashlib
 import importlib
 import itertools
 import logging
-import os
 import re
 import sys
 import traceback
@@ -33,7 +32,7 @@ from vae.errors import InputError, ending, is_known
 from vae.run import settings
 from vae.run.keys import CONF, known_keys, nearest
 from vae.run.own_parts import GROUPS_OF_PARTS
-from vae.run.process import in_a_child, log_file, log_to, slurm_job
+from vae.run.process import find_own_modules, in_a_child, log_file, log_to, slurm_job
 
 HYDRA_ANSWERS = ("hydra_help", "shell_completion", "experimental_rerun")
 HYDRA_PLACES = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
@@ -51,8 +50,7 @@ def prepare(arguments: list[str]) -> list[str]:
 
     Modules of the working directory can be named as own parts.
     """
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    find_own_modules()
     overrides = list(_parse(arguments).overrides)
     flags = list(arguments)
     for override in overrides:

@@ -25,6 +25,7 @@ NOT_IDENTITY = (
     "callbacks.checkpoint_minutes", "callbacks.figures_every", "evaluation.cache_dir",
 )  # fmt: skip
 
+GROUPS = ("model", "likelihood", "data", "trainer", "callbacks")
 MAY_GROW = "trainer.max_epochs"
 
 CHECKPOINT_BYTES = 2**24  # what must be free before the first epoch; a checkpoint of the report's model has 6 MB
@@ -183,7 +184,11 @@ def differences(saved: Plain, now: Plain) -> dict[str, tuple[Any, Any]]:
     old, new = dict(leaves(saved)), dict(leaves(now))
     # a key of the upper levels first: the lower ones may follow from it by interpolation
     given_first = sorted({*old, *new}, key=lambda key: (key.count("."), key))
-    keys = [key for key in given_first if key not in NOT_IDENTITY and old.get(key) != new.get(key)]
+    keys = [
+        key
+        for key in given_first
+        if key not in NOT_IDENTITY and not key.startswith("logger.") and old.get(key) != new.get(key)
+    ]
     return {key: (old.get(key, "absent"), new.get(key, "absent")) for key in keys}
 
 
@@ -209,7 +214,7 @@ def read_settings(path: Path) -> Plain:
         raise InputError(
             f"{path}: cannot be read ({str(error).splitlines()[0]}); restore it or take another run_dir"
         ) from error
-    if not isinstance(loaded, dict) or "latent_dim" not in loaded:
+    if not isinstance(loaded, dict) or not all(isinstance(loaded.get(group), dict) for group in GROUPS):
         raise InputError(
             f"{path}: is not the configuration of a run of this project; restore it or take another run_dir"
         )

@@ -6,6 +6,7 @@ Validation, `--help` and docs/keys.md read this table. Imports no torch.
 import difflib
 import functools
 import inspect
+import json
 import math
 import re
 import types
@@ -289,13 +290,16 @@ def _bounds(limits: Collection[Any]) -> str:
 
 
 def fits(kind: Any, value: Any) -> bool:
-    """Whether a value from a configuration is of this type; a type that pydantic does not know takes any value."""
+    """Whether a value from a configuration is of this type; a type that pydantic does not know takes any value.
+
+    Strict as JSON is: a list may be a tuple, and a text a path, but no text is a number.
+    """
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
     except PydanticUserError:
         return True
     try:
-        adapter.validate_python(value)
+        adapter.validate_json(json.dumps(value))
     except ValidationError:
         return False
     return True

@@ -21,7 +21,7 @@ def require_memory(build: Callable[[], nn.Module], keys: dict[str, Any]) -> None
     try:
         with torch.device("meta"):
             sizes = {name: p.numel() * p.element_size() for name, p in build().named_parameters()}
-    except (RuntimeError, NotImplementedError):
+    except Exception:  # an own part may do anything that needs values; the real build says what is wrong
         return
     total, machine = sum(sizes.values()), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if COPIES * total > machine:

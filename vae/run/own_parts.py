@@ -18,6 +18,7 @@ TORCH = re.compile(r"torch\.optim(\.lr_scheduler)?\.[A-Z]\w+")
 GROUPS_OF_PARTS = (
     "model.encoder", "model.decoder", "likelihood", "objective", "objective.beta", "data", "optimizer", "scheduler",
 )  # fmt: skip
+NOT_LOADED = ("callbacks", "logger")  # parts that only training builds
 # What the builder hands in, beside the configuration's keys.
 HANDED_IN = {
     "model.encoder": {"image_shape", "out_features"},
@@ -34,8 +35,14 @@ def distrust(plain: Plain, trust: Collection[str] = ()) -> None:
     A command line is its author's; a run's config.yaml may be a stranger's, and to build a part is to execute it.
     `trust` names packages.
     """
-    for name, value in named_targets(plain):
-        if value in targets() or TORCH.fullmatch(str(value)):
+    trust = (trust,) if isinstance(trust, str) else trust
+    for name, value in interpolations(plain):
+        raise InputError(
+            f"{name}={value}: a run's config.yaml holds plain values, and this would be looked up; nothing "
+            "of it was executed; restore the file"
+        )
+    for name, value in named_targets({group: node for group, node in plain.items() if group not in NOT_LOADED}):
+        if value in targets() or (name.startswith(("optimizer.", "scheduler.")) and TORCH.fullmatch(str(value))):
             continue
         package = str(value).partition(".")[0]
         if package not in trust:
@@ -43,6 +50,15 @@ def distrust(plain: Plain, trust: Collection[str] = ()) -> None:
                 f"{name}={value}: the run's config.yaml names a part from outside the project, and nothing of it was "
                 f'executed; if you trust it, say so: load_run(..., trust=("{package}",)) or --trust {package}'
             )
+
+
+def interpolations(node: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Texts that OmegaConf would replace, by calling a resolver, when Hydra builds a part."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in items:
+        if "${" in str(name) or (isinstance(value, str) and "${" in value):
+            yield f"{place}{name}", str(value)
+        yield from interpolations(value, f"{place}{name}.")
 
 
 def named_targets(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
@@ -62,7 +78,8 @@ def check_own_part(group: str, node: Plain) -> None:
     parameters = inspect.signature(made).parameters
     given = {name: value for name, value in node.items() if not name.startswith("_")}
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    known = [name for name in parameters if name not in HANDED_IN.get(group, set())]
+    handed_in = {"save_dir", "purge_step"} if group.startswith("logger.") else HANDED_IN.get(group, set())
+    known = [name for name in parameters if name not in handed_in]
     for name, value in given.items():
         if name not in parameters and not takes_all:
             hint = nearest(name, known) if difflib.get_close_matches(name, known) else f"it takes {', '.join(known)}"

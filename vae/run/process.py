@@ -19,6 +19,12 @@ def slurm_job() -> str | None:
     return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
 
 
+def find_own_modules() -> None:
+    """Modules of the working directory can be named as own parts."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
 def in_a_child() -> bool:
     """Whether Lightning's ddp, or Slurm, started this process for another device of a run that is already open."""
     return any(int(os.environ.get(name, 0)) > 0 for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))

@@ -183,7 +183,3 @@ def trim_memory() -> None:
     gc.collect()
     with suppress(AttributeError, OSError, TypeError):  # other systems' libraries have no such call, and no such need
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def shown(run: Run) -> float:
-    return print_results(run)

@@ -50,7 +50,9 @@ def _own_parts(plain: Plain) -> Iterator[tuple[str, Plain]]:
     own = [f"{group}.{name}" for group in ("callbacks.extra", "logger") for name in _at(plain, group) or {}]
     for group in (*GROUPS_OF_PARTS, *own):
         node = _at(plain, group)
-        if isinstance(node, dict) and node.get("_target_") not in targets():
+        if group in own and not (isinstance(node, dict) and node.get("_target_")):
+            raise InputError(f"{group}: names no part; give {group}._target_=package.module.Name")
+        if isinstance(node, dict) and (group in own or node.get("_target_") not in targets()):
             yield group, node
 
 
@@ -98,6 +100,8 @@ def _check_likelihood(s: Settings) -> None:
         if s.objective.target != "vae.objectives.IWAE":
             return
     head = import_target("likelihood", target)
+    if head.normalised and s.callbacks.monitor == "dev/unweighted_loss":
+        raise InputError("callbacks.monitor=dev/unweighted_loss: the likelihood is normalised; take dev/neg_elbo")
     if not head.normalised and s.callbacks.monitor in ("dev/elbo", "dev/neg_elbo"):
         raise InputError(
             f"callbacks.monitor={s.callbacks.monitor}: likelihood={head.__name__} is not normalised and has no ELBO in "
@@ -128,7 +132,7 @@ def _check_optimizer(plain: Plain) -> None:
     optimizer, scheduler, epochs = plain["optimizer"], plain["scheduler"], plain["trainer"]["max_epochs"]
     if optimizer.get("nesterov") and not optimizer.get("momentum"):
         raise InputError("optimizer.nesterov=true: needs momentum above 0; for example optimizer.momentum=0.9")
-    if "pct_start" in scheduler and scheduler["epochs"] < epochs:
+    if "pct_start" in scheduler and scheduler.get("epochs", epochs) < epochs:
         raise InputError(
             f"trainer.max_epochs={epochs}: scheduler=one_cycle ends after scheduler.epochs={scheduler['epochs']}; "
             f"take scheduler.epochs={epochs} in a new run_dir, or no more than {scheduler['epochs']} epochs"
@@ -142,7 +146,7 @@ def monitored(s: Settings, normalised: bool) -> tuple[str, str]:
     """
     name: str = s.callbacks.monitor
     beta = s.plain["objective"].get("beta", 1.0)
-    if name == "dev/loss" and isinstance(beta, dict) and {"steps", "period"} & beta.keys():
+    if name == "dev/loss" and isinstance(beta, dict) and beta.get("_target_") != "vae.schedules.constant":
         name = unweighted(normalised)
     return name, "max" if name == "dev/elbo" else "min"
 
