@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 
 from vae.data.batches import EpochBatches, Images, ResumableLoader, ignore_in_worker
-from vae.errors import Stopped
+from vae.errors import Stopped, ending, is_known
 from vae.training.checkpoints import DurableCheckpointIO, SaveLast, load
 from vae.training.signals import GracefulStop
 
@@ -379,3 +379,15 @@ def test_slurm_requeues_and_trains_on(tmp_path: Path, accepts: bool) -> None:
     assert run.exit_code() == 143, run.words()
     assert load(tmp_path / "run" / "last.ckpt")["global_step"] == 13
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best.ckpt", "last.ckpt"]  # no hpc_ckpt_1
+
+
+def test_a_signal_in_lightnings_teardown_is_still_a_signal() -> None:
+    try:
+        try:
+            raise Stopped(signal.SIGTERM)
+        except BaseException:
+            raise RuntimeError("Please call `iter(combined_loader)` first.")  # noqa: B904 (as Lightning does)
+    except RuntimeError as error:
+        assert ending(error) == (143, "stopped by SIGTERM; the same command continues the run")
+        assert is_known(error)
+    assert ending(RuntimeError("alone"))[0] == 1
