@@ -382,12 +382,8 @@ def test_slurm_requeues_and_trains_on(tmp_path: Path, accepts: bool) -> None:
 
 
 def test_a_signal_in_lightnings_teardown_is_still_a_signal() -> None:
-    try:
-        try:
-            raise Stopped(signal.SIGTERM)
-        except BaseException:
-            raise RuntimeError("Please call `iter(combined_loader)` first.")  # noqa: B904 (as Lightning does)
-    except RuntimeError as error:
-        assert ending(error) == (143, "stopped by SIGTERM; the same command continues the run")
-        assert is_known(error)
-    assert ending(RuntimeError("alone"))[0] == 1
+    error = RuntimeError("Please call `iter(combined_loader)` first.")
+    assert (ending(error)[0], is_known(error)) == (1, False)
+    error.__context__ = Stopped(signal.SIGTERM)
+    assert ending(error) == (143, "stopped by SIGTERM; the same command continues the run")
+    assert is_known(error)
