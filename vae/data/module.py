@@ -22,6 +22,8 @@ BINARIZE = ("none", "threshold", "static", "dynamic")
 
 TRAIN_EVAL_SIZE = 10_000
 
+Loaded = tuple[Tensor, Tensor | None]  # images and, where there are any, labels
+
 LEAST_LIMIT_OF_WORKERS = 64  # a run of a larger machine loads on a smaller one
 
 
@@ -30,6 +32,11 @@ def _draw(images: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.randint(255, images.shape, dtype=torch.uint8, generator=generator)
     return (uniform < images).to(torch.uint8) * 255
+
+
+def _labeled(images: Tensor, labels: Tensor | None) -> Batch:
+    """Images without labels get -1, which no class has."""
+    return images, torch.full((len(images),), -1) if labels is None else labels
 
 
 class ImageDataModule(LightningDataModule):
@@ -103,12 +110,16 @@ class ImageDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Makes the files available, by download if need be; touches nothing when all are right."""
-        own = type(self).load is not ImageDataModule.load
-        if self.name != "digits" and not own and not self.is_set_up:
+        if self.name != "digits" and not self.is_own and not self.is_set_up:
             ensure(self.name, self.root, self.mirrors, self.timeout)
 
-    def load(self) -> tuple[Batch, Batch, str]:
-        """uint8 images (N, C, H, W) and labels (N,): the official training set, the test set, and a fingerprint.
+    @property
+    def is_own(self) -> bool:
+        """Whether `load` was overridden, so that the set is none of the named ones."""
+        return type(self).load is not ImageDataModule.load
+
+    def load(self) -> tuple[Loaded, Loaded, str]:
+        """uint8 images (N, C, H, W) and labels (N,), or None: the official training set, the test set, a fingerprint.
 
         The place for a set of your own: the splits, the binarisation and the loaders follow from it.
         """
@@ -123,11 +134,12 @@ class ImageDataModule(LightningDataModule):
             )
         if self.is_set_up:
             return
-        (images, labels), test, self.md5 = self.load()
+        train, test, self.md5 = self.load()
+        images, labels = _labeled(*train)
         train_rows, dev_rows = self._rows(len(images))
         grey = images[train_rows], labels[train_rows]
         self.dev = Images(*self._binarized(images[dev_rows], labels[dev_rows], 1))
-        self.test = Images(*self._binarized(*test, 2))
+        self.test = Images(*self._binarized(*_labeled(*test), 2))
         if self.binarize == "dynamic":
             self.train = Images(*grey, repeat=self.repeat)
         else:
@@ -184,8 +196,8 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def classes(self) -> int:
-        """How many labels there are; ten in the named sets."""
-        return max(10, int(self.train.labels.max()) + 1)
+        """How many classes the training labels tell apart; 0 without labels."""
+        return int(self.train.labels.max()) + 1 if self.is_own else 10
 
     def _ensure_loaded(self) -> None:
         self.prepare_data()

@@ -23,13 +23,10 @@ def common_figures(
     x, _ = example_images(data)
     dev = posteriors(vae, data.dev.images)
     curves = {name: curve(f"{name}/loss") for name in ("train", "dev", "train_eval")}
-    return {
+    drawn = {
         "reconstructions": reconstruction_figure(vae, x, f"{what}; dev; {which} checkpoint"),
         "losses": figures.losses(
             curves, f"{what}; the objective, summed over pixels, a mean over images", baselines(vae, data)
-        ),
-        "latents": figures.latents(
-            dev.mu[:5000], data.dev.labels[:5000], f"{what}; dev; posterior means of {min(5000, len(dev.mu))} images"
         ),
         "samples": prior_figure(vae, seed, what),
         "kl_per_latent": figures.kl_per_latent(
@@ -39,6 +36,10 @@ def common_figures(
         ),
         "latent_space": latent_space(vae, dev, what),
     }
+    if data.classes:  # else there is no label to colour a point by
+        text = f"{what}; dev; posterior means of {min(5000, len(dev.mu))} images"
+        drawn["latents"] = figures.latents(dev.mu[:5000], data.dev.labels[:5000], text)
+    return drawn
 
 
 def rate_distortion(curve: Curve, what: str) -> Figure:

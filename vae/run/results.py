@@ -100,8 +100,11 @@ def evaluate(
         images = getattr(data, split).images
         found |= estimates.objective_metrics(vae, lit.objective, images, split, seed, step, batch, data.eval_batch_size)
     found |= estimates.likelihood_metrics(vae, data.test.images, e.samples, seed, "test")
-    found |= estimates.latent_metrics(vae, data.train_fixed, data.test, "test", e.probes)
-    if not e.features:
+    labeled = data.classes > 1
+    if not labeled and (e.probes or e.features):
+        log.info("fewer than two classes of labels: no probes of the latents, no classifier's scores of samples")
+    found |= estimates.latent_metrics(vae, data.train_fixed, data.test, "test", e.probes and labeled)
+    if not (e.features and labeled):
         return found, None
     more, generated = estimates.sample_metrics(vae, data, Path(e.cache_dir), e.generated, seed)
     return found | more, generated
@@ -148,7 +151,8 @@ def tensorboard(
     high, wide = images.shape[2:]
     images = F.pad(images, (0, max(high - wide, 0), 0, max(wide - high, 0)))  # a sprite's images are square
     means = posteriors(lit.vae, data.dev.images[:count]).mu
-    writer.add_embedding(means, data.dev.labels[:count].tolist(), images, int(found["steps"]), "posterior_means")
+    labels = data.dev.labels[:count].tolist() if data.classes else None
+    writer.add_embedding(means, labels, images, int(found["steps"]), "posterior_means")
     flat = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in leaves(run.settings.plain)}
     flat.pop("run_dir")
     hparams(writer, flat, found)

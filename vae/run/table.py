@@ -28,8 +28,9 @@ def print_results(run: Run, metrics: dict[str, Any] | None = None, everything: b
     console.print(headline(run, metrics, monitor), style="bold", highlight=False, soft_wrap=True)
     console.print(table)
     if everything:
-        for name in metrics.keys() - {"provenance"}:
-            console.print(f"{name:<40} {written(metrics, name)}", highlight=False)
+        for name in metrics:
+            if name != "provenance":
+                console.print(f"{name:<40} {written(metrics, name)}", highlight=False)
     for line in closing_lines(run, metrics):
         console.print(line, highlight=False, soft_wrap=True)
     return float(metrics[monitor])
