@@ -1,7 +1,7 @@
 """What a trained model is worth: bounds on log p(x) with their errors, the use it makes of its latents, its samples.
 
-Every draw is a function of the seed and the image's place in the split: neither batch size nor device moves a figure
-beyond rounding. A figure in nats is per image, and is called NLL only where the likelihood is normalised.
+Every draw is a function of the seed and the image's place in the split: neither batch size nor device moves a metric
+beyond rounding. A metric in nats is per image, and is called NLL only where the likelihood is normalised.
 """
 
 import logging
@@ -26,7 +26,9 @@ from vae.objectives import Terms, log_mean_exp, log_weights
 
 log = logging.getLogger(__name__)
 
-ROWS = 4000  # decoded at once, or one image's samples where they are more: fewer cost a sixth more, for Python's part
+# Images times samples that are decoded at once; one image's samples stay together even where they are more.
+# Smaller chunks make the NLL a sixth slower, because Python's own time is spent once a chunk.
+ROWS = 4000
 
 Metrics = dict[str, float]
 
@@ -65,16 +67,16 @@ def objective_metrics(
         log_px[place], rates[place] = terms.log_px, terms.kl
     reconstruction = -log_px
     loss = terms.epoch_loss(reconstruction.mean(), rates.mean(0), single.mean())
-    figures = {"loss": loss.item(), "beta": terms.beta}
-    if terms.per_image is not None and not terms.free_bits:  # a floor under a mean leaves no loss of single images
-        figures["loss_error"] = metrics.mean_and_error(single)[1]
+    scores = {"loss": loss.item(), "beta": terms.beta}
+    if terms.per_image is not None and not terms.free_bits:  # free bits floor the mean KL, not each image's
+        scores["loss_error"] = metrics.mean_and_error(single)[1]
     parts = {"reconstruction": reconstruction, "kl": rates.sum(1)}
     parts["neg_elbo" if vae.likelihood.normalised else "unweighted_loss"] = reconstruction + rates.sum(1)
     if vae.likelihood.normalised:
         parts["elbo"] = -parts["reconstruction"] - parts["kl"]
     for name, values in parts.items():
-        figures[name], figures[f"{name}_error"] = metrics.mean_and_error(values)
-    return {f"{split}/{name}": value for name, value in figures.items()}
+        scores[name], scores[f"{name}_error"] = metrics.mean_and_error(values)
+    return {f"{split}/{name}": value for name, value in scores.items()}
 
 
 def has_batch_term(vae: VAE, objective: Callable[..., Terms], images: Tensor, step: int) -> bool:
@@ -127,27 +129,27 @@ def likelihood_metrics(vae: VAE, images: Tensor, samples: int, seed: int, split:
         return {}
     elbo, bound = bounds(vae, images, samples, seed, bar=True)
     rate = posteriors(vae, images).kl.double().sum(1)
-    figures: Metrics = {"nll_samples": samples}
+    scores: Metrics = {"nll_samples": samples}
     for name, values in {"elbo": elbo, "rate": rate, "distortion": -elbo - rate, "nll": -bound}.items():
-        figures[name], figures[f"{name}_error"] = metrics.mean_and_error(values)
+        scores[name], scores[f"{name}_error"] = metrics.mean_and_error(values)
     if vae.likelihood.discrete:
         pixels = math.prod(vae.image_shape)
-        figures["bits_per_dimension"] = metrics.bits_per_dimension(figures["nll"], pixels)
-        figures["bits_per_dimension_error"] = metrics.bits_per_dimension(figures["nll_error"], pixels)
-    return {f"{split}/{name}": value for name, value in figures.items()}
+        scores["bits_per_dimension"] = metrics.bits_per_dimension(scores["nll"], pixels)
+        scores["bits_per_dimension_error"] = metrics.bits_per_dimension(scores["nll_error"], pixels)
+    return {f"{split}/{name}": value for name, value in scores.items()}
 
 
 def latent_metrics(vae: VAE, train: Images, held_out: Images, split: str, probes: bool) -> Metrics:
     """Active units (Burda et al. 2015) and, with `probes`, what kNN and a linear map read off the posterior means."""
     means = posteriors(vae, held_out.images)
-    figures: Metrics = {"active_units": int(metrics.active_units(means.mu).sum())}
+    scores: Metrics = {"active_units": int(metrics.active_units(means.mu).sum())}
     for latent, nats in enumerate(means.kl.double().mean(0).tolist()):
-        figures[f"kl_per_latent/{latent:02d}"] = nats
+        scores[f"kl_per_latent/{latent:02d}"] = nats
     if probes:
         data = posteriors(vae, train.images).mu, train.labels, means.mu, held_out.labels
-        figures["knn_accuracy"] = metrics.knn_accuracy(*data)
-        figures["linear_probe_accuracy"] = metrics.linear_probe_accuracy(*data)
-    return {f"{split}/{name}": value for name, value in figures.items()}
+        scores["knn_accuracy"] = metrics.knn_accuracy(*data)
+        scores["linear_probe_accuracy"] = metrics.linear_probe_accuracy(*data)
+    return {f"{split}/{name}": value for name, value in scores.items()}
 
 
 @torch.inference_mode()
@@ -181,7 +183,7 @@ def sample_metrics(
 ) -> tuple[Metrics, Generated]:
     """Frechet distance, precision and recall of prior samples against the test set, on a small classifier's features.
 
-    It is trained on the training split alone and named in the metric: figures of two classifiers do not compare.
+    It is trained on the training split alone and named in the metric: scores of two classifiers do not compare.
     """
     train, real = data.train_fixed, data.test.images
     net, name = feature_net(
@@ -196,6 +198,6 @@ def sample_metrics(
     counts = metrics.class_histogram(predictions, data.classes)
     shares = counts / counts.sum()
     entropy = -float((shares[shares > 0] * np.log(shares[shares > 0])).sum())
-    figures = {f"frechet_{name}": frechet, f"precision_{name}": precision, f"recall_{name}": recall}
-    figures |= {f"class_entropy_{name}": entropy}
-    return {f"samples/{key}": value for key, value in figures.items()}, Generated(images, counts, name)
+    scores = {f"frechet_{name}": frechet, f"precision_{name}": precision, f"recall_{name}": recall}
+    scores |= {f"class_entropy_{name}": entropy}
+    return {f"samples/{key}": value for key, value in scores.items()}, Generated(images, counts, name)

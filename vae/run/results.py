@@ -41,9 +41,9 @@ def finish(run: Run, lit: LitVAE, data: ImageDataModule, history: History, train
     """Everything after training; returns the best epoch's monitored metric, for sweepers that optimise."""
     checkpoint = load_weights(lit, run.checkpoint("best"))
     lit.to(trainer.strategy.root_device).eval()  # the trainer has taken it off the device when it left
-    found, generated = evaluate(lit, data, run.settings, checkpoint["global_step"])
-    found |= training_metrics(history, checkpoint["epoch"] + 1)
-    found |= {
+    metrics, generated = evaluate(lit, data, run.settings, checkpoint["global_step"])
+    metrics |= training_metrics(history, checkpoint["epoch"] + 1)
+    metrics |= {
         "epochs": len(history.rows),
         "best_epoch": checkpoint["epoch"] + 1,
         "steps": trainer.global_step,
@@ -55,8 +55,8 @@ def finish(run: Run, lit: LitVAE, data: ImageDataModule, history: History, train
     drawn = draw(run, lit, data, history, generated)
     writer = writer_of(trainer)
     if writer is not None:
-        tensorboard(writer, run, lit, data, found, drawn)
-    write_metrics(run, found, provenance(run.settings, data, lit.device))
+        tensorboard(writer, run, lit, data, metrics, drawn)
+    write_metrics(run, metrics, provenance(run.settings, data, lit.device))
     return print_results(run)
 
 
@@ -74,14 +74,14 @@ def reevaluate(run: Run, lit: LitVAE, data: ImageDataModule, which: str) -> None
         checkpoint = checkpoints.load(run.checkpoint(which))
         history = History()
         history.load_state_dict(checkpoint_state(run))
-        found, generated = evaluate(lit, data, run.settings, checkpoint["global_step"])
+        metrics, generated = evaluate(lit, data, run.settings, checkpoint["global_step"])
         epoch = run.metrics["best_epoch"] if which == "best" else history.rows[-1]["epoch"]
         kept = {name: value for name, value in run.metrics.items() if name in TRAINING}
         kept |= training_metrics(history, int(epoch))
         drawn = draw(run, lit, data, history, generated, which)
         log.info("%d figures drawn", len(drawn))
         origin = provenance(run.settings, data, lit.device) | {"checkpoint": which}
-        print_results(run, write_metrics(run, found | kept, origin, which))
+        print_results(run, write_metrics(run, metrics | kept, origin, which))
 
 
 def checkpoint_state(run: Run) -> dict[str, Any]:
@@ -92,27 +92,29 @@ def checkpoint_state(run: Run) -> dict[str, Any]:
 def evaluate(
     lit: LitVAE, data: ImageDataModule, settings: Settings, step: int
 ) -> tuple[dict[str, float], Generated | None]:
-    """All figures of a model in eval mode, by name, and the samples that some were taken from."""
+    """All metrics of a model in eval mode, by name, and the samples that some were taken from."""
     vae, e, seed = lit.vae, settings.evaluation, settings.seed
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     batch = max(1, min(1000, estimates.ROWS // getattr(lit.objective, "samples", 1)))
     for split in ("dev", "test"):
         images = getattr(data, split).images
-        found |= estimates.objective_metrics(vae, lit.objective, images, split, seed, step, batch, data.eval_batch_size)
-    found |= estimates.likelihood_metrics(vae, data.test.images, e.samples, seed, "test")
+        metrics |= estimates.objective_metrics(
+            vae, lit.objective, images, split, seed, step, batch, data.eval_batch_size
+        )
+    metrics |= estimates.likelihood_metrics(vae, data.test.images, e.samples, seed, "test")
     labeled = data.classes > 1
     if not labeled and (e.probes or e.features):
         log.info("fewer than two classes of labels: no probes of the latents, no classifier's scores of samples")
-    found |= estimates.latent_metrics(vae, data.train_fixed, data.test, "test", e.probes and labeled)
+    metrics |= estimates.latent_metrics(vae, data.train_fixed, data.test, "test", e.probes and labeled)
     if not (e.features and labeled):
-        return found, None
+        return metrics, None
     more, generated = estimates.sample_metrics(vae, data, Path(e.cache_dir), e.generated, seed)
-    return found | more, generated
+    return metrics | more, generated
 
 
-def write_metrics(run: Run, found: dict[str, float], origin: dict[str, Any], which: str = "best") -> dict[str, Any]:
+def write_metrics(run: Run, metrics: dict[str, float], origin: dict[str, Any], which: str = "best") -> dict[str, Any]:
     """metrics.json: name -> number, and beside them where they come from; of the last epoch, metrics_last.json."""
-    whole = {**found, "provenance": origin}
+    whole = {**metrics, "provenance": origin}
     name = "metrics.json" if which == "best" else f"metrics_{which}.json"
     write(run.directory / name, json.dumps(whole, indent=2) + "\n")
     return whole
@@ -141,35 +143,35 @@ def tensorboard(
     run: Run,
     lit: LitVAE,
     data: ImageDataModule,
-    found: dict[str, float],
+    metrics: dict[str, float],
     drawn: dict[str, Figure],
 ) -> None:
     for name, figure in drawn.items():
-        writer.add_figure(f"final/{name}", figure, int(found["steps"]), close=False)
+        writer.add_figure(f"final/{name}", figure, int(metrics["steps"]), close=False)
     count = min(1000, len(data.dev))
     images = as_floats(data.dev.images[:count])
     high, wide = images.shape[2:]
     images = F.pad(images, (0, max(high - wide, 0), 0, max(wide - high, 0)))  # a sprite's images are square
     means = posteriors(lit.vae, data.dev.images[:count]).mu
     labels = data.dev.labels[:count].tolist() if data.classes else None
-    writer.add_embedding(means, labels, images, int(found["steps"]), "posterior_means")
+    writer.add_embedding(means, labels, images, int(metrics["steps"]), "posterior_means")
     flat = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in leaves(run.settings.plain)}
     flat.pop("run_dir")
-    hparams(writer, flat, found)
+    hparams(writer, flat, metrics)
     writer.flush()
 
 
-def hparams(writer: SummaryWriter, flat: dict[str, Any], found: dict[str, float]) -> None:
+def hparams(writer: SummaryWriter, flat: dict[str, Any], metrics: dict[str, float]) -> None:
     """Into the run's own event file; SummaryWriter.add_hparams would open a second folder."""
     from torch.utils.tensorboard.summary import hparams as summaries
 
     final = {
-        f"final/{name}": value for name, value in found.items() if "/kl_per_latent/" not in name
+        f"final/{name}": value for name, value in metrics.items() if "/kl_per_latent/" not in name
     }  # apart from the curves of the same names
     for summary in summaries(flat, final):
         writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]  # None only after close
     for name, value in final.items():
-        writer.add_scalar(name, value, int(found["steps"]))
+        writer.add_scalar(name, value, int(metrics["steps"]))
 
 
 def evaluate_and_write(run: Run, lit: LitVAE, data: ImageDataModule, trainer: Trainer, history: History) -> float:
