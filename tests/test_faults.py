@@ -145,26 +145,39 @@ def saved(command: Command, run: Path) -> Callable[[], bool]:
 def stop_in_mid_epoch(
     server: Server, arguments: list[str], directory: Path, signum: int = signal.SIGTERM, **options: Any
 ) -> None:
-    """Signals the command after an epoch of its own, until it stops in the middle of the next one."""
-    for attempt in range(10):
+    """Signals the command after an epoch of its own, until it stops in the middle of the next one.
+
+    A try that came between two epochs, or after the last one, is undone.
+    """
+    kept = directory.with_name("before the signal")
+    for attempt in range(20):
+        if directory.exists():
+            shutil.copytree(directory, kept)
         command = server.start(*arguments, **options)
         assert command.until(lambda: an_epoch(command)), command.said  # noqa: B023  # called in this round only
-        time.sleep(random.Random(attempt).uniform(0.05, 0.2))
-        command.send(signum, group="data.num_workers=2" in arguments)
-        line = the_line_after_progress(command, 128 + signum)
-        assert line.startswith(f"stopped by {signal.Signals(signum).name}; the same command continues")
-        if last(directory)["global_step"] % STEPS:
-            return
+        time.sleep(random.Random(attempt).uniform(0, 0.1))
+        if not command.ended():
+            command.send(signum, group="data.num_workers=2" in arguments)
+            # A run that is told to stop in training says so twice: that it will, and that it has.
+            assert command.wait() == 128 + signum, command.said
+            announced = [line for line in command.lines if "saving and stopping at the next batch" in line]
+            (line,) = [line for line in command.lines if line not in announced]
+            assert line.startswith(f"stopped by {signal.Signals(signum).name}; the same command continues")
+            if announced and last(directory)["global_step"] % STEPS:
+                shutil.rmtree(kept, ignore_errors=True)
+                return
+        for path in (directory, *other_jobs(directory, arguments)):
+            shutil.rmtree(path, ignore_errors=True)
+        if kept.exists():
+            kept.rename(directory)
     pytest.fail("no signal came in the middle of an epoch")
 
 
-def the_line_after_progress(command: Command, code: int) -> str:
-    """A run that is told to stop says so twice: that it will, and that it has."""
-    assert command.wait() == code, command.said
-    announced = [line for line in command.lines if "saving and stopping at the next batch" in line]
-    (line,) = [line for line in command.lines if line not in announced]
-    assert len(announced) == 1, command.said
-    return line
+def other_jobs(directory: Path, arguments: list[str]) -> list[Path]:
+    """The folders of a sweep's later jobs."""
+    if "-m" not in arguments:
+        return []
+    return [path for path in directory.parent.iterdir() if path.is_dir() and path.name != "before the signal"]
 
 
 # --- kill -9 ------------------------------------------------------------------------------------------------------

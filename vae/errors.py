@@ -38,7 +38,6 @@ FAILED, INTERRUPTED = 1, 130
 
 def ending(error: BaseException) -> tuple[int, str]:
     """0 finished, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM; after each the same command continues the run."""
-    error = behind(error)
     if isinstance(error, SystemExit):
         return int(error.code or 0), ""
     if isinstance(error, (InputError, RunFailed)):
@@ -55,17 +54,9 @@ def ending(error: BaseException) -> tuple[int, str]:
     return FAILED, f"{type(error).__name__}: {first_line(error)}"
 
 
-def behind(error: BaseException) -> BaseException:
-    """The signal behind an error: one that comes while Lightning tears down makes its second teardown fail."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, Stopped):
-        seen = seen.__context__
-    return error if seen is None else seen
-
-
 def is_known(error: BaseException) -> bool:
     """Whether its line says all there is to say: no trace of where it came from is needed."""
-    return isinstance(behind(error), (InputError, RunFailed, Stopped, KeyboardInterrupt, SystemExit))
+    return isinstance(error, (InputError, RunFailed, Stopped, KeyboardInterrupt, SystemExit))
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -35,6 +35,7 @@ class GracefulStop(Checkpoint):
         self._pid = os.getpid()
         self._training = False
         self._stop: int | None = None
+        self._raised: Stopped | None = None
         self._requeue = False
 
     def __enter__(self) -> Self:
@@ -53,6 +54,13 @@ class GracefulStop(Checkpoint):
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous = {}
+        if self._raised is not None and error is not self._raised:
+            # a library turned it into an error of its own, or swallowed it: matplotlib's C code, Lightning's teardown
+            raise self._raised from error
+
+    def _stopped(self, signum: int) -> Stopped:
+        self._raised = Stopped(signum)
+        return self._raised
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
@@ -66,13 +74,13 @@ class GracefulStop(Checkpoint):
             self._say("SIGUSR1: saving at the next batch, then requeueing the job")
         elif not self._training and self._stop is None:
             self._stop = signum
-            raise Stopped(signum)
+            raise self._stopped(signum)
         elif self._stop is None:
             self._stop = signum
             name = signal.Signals(signum).name
             self._say(f"{name}: saving and stopping at the next batch; Ctrl-C stops at once, without saving")
         elif signum == signal.SIGINT:
-            raise Stopped(signum)
+            raise self._stopped(signum)
 
     def _say(self, line: str) -> None:
         with contextlib.suppress(RuntimeError):  # the signal came while the same stream was being written to
@@ -120,7 +128,7 @@ class GracefulStop(Checkpoint):
                 requeue()
         if anywhere(self._stop is not None, all=False):
             self._stop = self._stop or signal.SIGTERM
-            raise Stopped(self._stop)
+            raise self._stopped(self._stop)
 
 
 def requeue() -> None:
