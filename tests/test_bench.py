@@ -7,9 +7,10 @@ import pytest
 import torch
 from faults_tools import SCREEN
 
+from vae.commands import bench
+from vae.commands.cli import arguments
 from vae.errors import InputError
-from vae.run import bench, settings
-from vae.run.cli import arguments
+from vae.run import settings
 
 TINY = [
     "data=digits", "latent_dim=3", "model.encoder.hidden=[7]", "model.decoder.hidden=[5]", "threads=1",

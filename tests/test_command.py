@@ -316,7 +316,7 @@ def test_overrides_may_stand_on_both_sides_of_m(tmp_path: Path) -> None:
 def test_a_bad_argument_of_the_vae_command_is_refused_before_torch_is_imported(
     arguments: tuple[str, ...], line: str, tmp_path: Path
 ) -> None:
-    code = "import atexit, sys; from vae.run.cli import main; "
+    code = "import atexit, sys; from vae.commands.cli import main; "
     code += "atexit.register(lambda: print('torch' in sys.modules)); main()"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *arguments]

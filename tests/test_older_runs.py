@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import train
 
-from vae.run import cli
+from vae.commands import cli
 from vae.run.load import load_run
 
 RUNS = Path(__file__).parent / "data" / "runs_6d90c2e"

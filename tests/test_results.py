@@ -13,11 +13,12 @@ from conftest import settings_of, tree
 from filelock import FileLock
 from matplotlib.image import imread
 
+from vae.commands import cli
 from vae.data.batches import as_floats
 from vae.errors import InputError
 from vae.evaluation import estimates
 from vae.evaluation.gallery import sigma_figures
-from vae.run import cli, results
+from vae.run import results
 from vae.run.build import build
 from vae.run.directory import Run, read_settings
 from vae.run.keys import CONF

@@ -116,7 +116,7 @@ def show(given: argparse.Namespace) -> None:
 def bench(given: argparse.Namespace) -> None:
     if given.turns < 1:
         raise InputError(f"--turns={given.turns}: must be a whole number of at least 1; for example --turns 3")
-    from vae.run import bench
+    from vae.commands import bench
 
     bench.main(given.overrides, given.turns, given.usual, given.json)
 
