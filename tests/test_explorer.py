@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 from browser import open_browser, requests
+from conftest import SHORT, process
 from torch import nn
 
 from vae import VAE, likelihoods
+from vae.commands import cli
+from vae.commands.explore import explore
 from vae.commands.page import write_page
 from vae.errors import InputError
 from vae.evaluation.explorer import explorer, network, packed
@@ -333,3 +336,48 @@ def test_everything_works_by_keyboard(opened: Callable[..., Any]) -> None:
 def test_a_script_in_a_name_is_text(opened: Callable[..., Any]) -> None:
     driver = opened(made(), None)
     assert driver.find_element("tag name", "h1").text.startswith("<script>alert(1)</script>")
+
+
+# ---- the command
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("runs") / "run"
+    ended = process(*SHORT, "threads=1", "callbacks.figures_every=0", f"run_dir={directory}")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return directory.rename(directory.with_name("a <script> & run"))
+
+
+def test_the_command_writes_one_page_with_or_without_the_data(run: Path, tmp_path: Path) -> None:
+    for images, held in ((0, False), (17, True)):
+        page = tmp_path / f"{images}.html"
+        explore(str(run), page, images)
+        text = page.read_text()
+        assert ('"means"' in text) == held
+        assert "a &lt;script&gt; &amp; run" in text
+        assert "://" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nowhere", "-o", "page.html"), "nowhere: is not a run"),
+        (("{run}", "-o", "page.txt"), "-o page.txt: a page ends in .html"),
+        (("{run}", "--images", "-1"), "--images"),
+        (("{run}", "-o", "/proc/page.html", "--images", "0"), "-o /proc/page.html: cannot be written"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_in_one_line(
+    arguments: tuple[str, ...], words: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["vae", "explore", *(a.format(run=run) for a in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert words in printed.err
+    assert len(printed.err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

@@ -4,34 +4,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vae.commands.page import check_output, write_page
-from vae.errors import InputError
+from vae.run.find import find_run
 
 if TYPE_CHECKING:
     from vae.run.load import TrainedRun
 
-IMAGES = 1000
 
-
-def explore(run: "TrainedRun", output: Path, images: int = IMAGES) -> None:
-    """Writes the page; `images` is how many test images it holds, 0 for none, and then no data set is read."""
+def explore(path: str, output: Path, images: int, which: str = "best", trust: tuple[str, ...] = ()) -> None:
+    """Writes the page with so many test images; with 0 no data set is read."""
+    found = find_run(path)
+    check_output(output)
+    from vae.run.load import load_run
     from vae.run.settings import caption
 
-    check_images(images)
-    check_output(output)
+    run = load_run(found.directory, found.which or which, trust=trust)
     data = explorer_of(run, images)
-    write_page(output, "explore.html.j2", name=run.directory.name, what=caption(run.settings.plain), explorer=data)
-
-
-def check_images(images: int) -> None:
-    if images < 0:
-        raise InputError(f"--images={images}: must be a whole number of at least 0; for example --images {IMAGES}")
+    write_page(output, "explore.html.j2", name=found.directory.name, what=caption(run.settings.plain), explorer=data)
 
 
 def explorer_of(run: "TrainedRun", images: int) -> dict[str, Any]:
     """The explorer's data of a run, with its first test images and their labels where it has some."""
     from vae.evaluation.explorer import check, explorer
 
-    check(run.vae)
+    check(run.vae)  # before the data are read
     binary = run.settings.plain["data"].get("binarize", "none") != "none"
     if not images:
         return explorer(run.vae, None, None, run.settings.seed, binary)

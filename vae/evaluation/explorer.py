@@ -174,8 +174,8 @@ def flat_steps(modules: Iterable[nn.Module]) -> Iterator[tuple[Step, dict[str, T
                 scale = module.weight / (variance + module.eps).sqrt()
                 yield {"op": "affine"}, {"weight": scale, "bias": module.bias - mean * scale}
             case nn.GroupNorm():
-                step = {"op": "group_norm", "groups": module.num_groups, "eps": module.eps}
-                yield step, {"weight": module.weight, "bias": module.bias}
+                norm = {"op": "group_norm", "groups": module.num_groups, "eps": module.eps}
+                yield norm, {"weight": module.weight, "bias": module.bias}
             case nn.MaxPool2d() | nn.AvgPool2d():
                 yield {"op": "pool", "kind": "max" if isinstance(module, nn.MaxPool2d) else "avg"}, {}
             case nn.Upsample():
