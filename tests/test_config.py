@@ -44,7 +44,7 @@ CONVOLUTIONS = (
 NEEDS = {  # what an option cannot do without
     "likelihood=bernoulli": ("data.binarize=dynamic",),
     "objective=iwae": ("objective.samples=3", "likelihood=gaussian"),
-    "data=sprites": ("data.size=9", "data.count=60"),
+    "data=sprites": ("data.size=9", "data.count=300"),
     "data=folder": ("data.path=mine",),
     "data=npz": ("data.path=mine.npz",),
 }
@@ -242,7 +242,7 @@ PLATEAU = (*SHORT, "scheduler=plateau", "scheduler.patience=1", "scheduler.facto
 WARMUP = (*SMALL, "scheduler=warmup_cosine", "trainer.max_epochs=20")
 COSINE = (*SMALL, "scheduler=cosine")
 ONE_CYCLE = (*SMALL, "scheduler=one_cycle", "trainer.max_epochs=3", "scheduler.epochs=5")
-SPRITES = (*(given for given in SHORT if given != "data=digits"), "data=sprites", "data.size=9", "data.count=60")
+SPRITES = (*(given for given in SHORT if given != "data=digits"), "data=sprites", "data.size=9", "data.count=300")
 STEP = (*SHORT, "scheduler=step", "scheduler.step_size=3")
 
 
@@ -281,7 +281,7 @@ CASES: dict[str, Case] = {
     "objective.beta.ramp": Case(1.0, CYCLIC),
     "data.size": Case([9, 8], SPRITES),
     "data.grid": Case([2, 6, 40, 32, 32], SPRITES),
-    "data.count": Case(50, SPRITES),
+    "data.count": Case(290, SPRITES),
     "data.test_size": Case(9, SPRITES),
     "data.batch_size": Case(50),
     "data.dev_size": Case(200),
