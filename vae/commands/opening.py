@@ -92,9 +92,7 @@ def one_image(run: TrainedRun, text: str) -> tuple[Tensor, str]:
     rows = (run.data.test.labels == number).nonzero().flatten()
     if not run.data.classes or not len(rows):
         known = f"a class from 0 to {run.data.classes - 1}, " if run.data.classes else ""
-        raise InputError(
-            f"{text}: no test image has this label; give {known}test:17 for the 18th test image, or a file"
-        )
+        raise InputError(f"{text}: no test image has this label; give {known}test:17 for a test image, or a file")
     return run.data.test.images[rows[:1]], f"class {number}"
 
 

@@ -1,6 +1,7 @@
 """`vae runs`: what is there, how each run stands, its metrics."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,13 @@ def show(rows: list[Row], metrics: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("run", "status", *metrics, box=box.SIMPLE)
+    table = Table(box=box.SIMPLE)
+    for name in ("run", "status", *metrics):
+        table.add_column(name, overflow="fold", justify="right" if name in metrics else "left")
     for row in rows:
         status = f"{row['status']}: {row['message']}" if row["message"] else row["status"]
         table.add_row(row["run"], status, *(written(row.get(name)) for name in metrics))
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table, highlight=False) if rows else console.print("no runs")
 
 

@@ -32,7 +32,7 @@ LATER = ("test/nll", "samples/", "bits_per", "accuracy")  # metrics that take lo
 
 @dataclass
 class Report:
-    """What was compared, in lines; `differing` holds what may be a cause, `wrong` the numbers that came out otherwise."""
+    """`differing` holds what may be a cause, `wrong` the numbers that came out otherwise."""
 
     differing: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)

@@ -25,7 +25,7 @@ def find_images(paths: Sequence[str]) -> list[Path]:
     return found
 
 
-def fit_image(path: Path, shape: tuple[int, int, int], dark: bool) -> tuple[np.ndarray, str]:
+def fit_image(path: Path, shape: tuple[int, ...], dark: bool) -> tuple[np.ndarray, str]:
     """uint8 (C, H, W) as a model of images of this shape takes it, and what was done to it, in words.
 
     Grey: an image of another size is cropped to what is drawn, so that it fills as much as MNIST's digits do, with its

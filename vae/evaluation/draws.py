@@ -33,7 +33,7 @@ def prior_latents(vae: VAE, count: int, seed: int, temperature: float = 1.0) -> 
         mean = vae.prior.mean.cpu()
     except NotImplementedError as error:
         raise InputError(
-            f"--temperature={temperature:g}: this model's prior has no mean in closed form to be drawn to; leave it at 1"
+            f"--temperature={temperature:g}: this model's prior has no mean in closed form to draw to; leave it at 1"
         ) from error
     return mean + temperature * (z - mean)
 
