@@ -5,6 +5,7 @@ images to the mean and standard deviation of z, and z to the mean of x.
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def common(run: TrainedRun, format_: str) -> dict[str, Any]:
     vae, plain = run.vae, run.settings.plain
     return {
         "format": format_,
-        "run": str(run.directory),
+        "run": run.directory.absolute().name,
         "image_shape": list(vae.image_shape),
         "images": "float32 in [0, 1], (B, C, H, W)",
         "binarize": plain["data"].get("binarize", "none"),
@@ -222,6 +223,8 @@ def _write_onnx(vae: VAE, folder: Path) -> None:
         import onnxscript  # noqa: F401  # what torch writes the file by
     except ImportError as error:
         raise InputError("onnx and onnxscript are not installed; pip install 'vae-lightning[export]'") from error
+    for noisy in ("onnxscript", "onnx_ir", "torch.onnx"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     shapes = {"encoder": vae.image_shape, "decoder": (vae.latent_dim,)}
     for half, net in (("encoder", Encode(vae)), ("decoder", Decode(vae))):
         given, outputs = names(vae)[half]

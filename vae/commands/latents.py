@@ -13,6 +13,7 @@ from vae.run.load import TrainedRun
 
 LOW, HIGH = 0.02, 0.98  # quantiles of the prior between which a latent moves
 ROWS = 16  # latents that a traversal shows
+ACTIVE = 0.01  # variance of a latent's posterior mean above which it is in use (Burda et al. 2015)
 
 
 def interpolate(
@@ -43,18 +44,27 @@ def traverse(path: str, image: str | None, steps: int, x: str, seed: int, out: s
     at = torch.linspace(LOW, HIGH, steps)
     quantiles = draws.prior_quantiles(run.vae, at)  # (steps, D)
     start, name = start_of(run, image)
-    order = draws.use_of_latents(run.vae).argsort(descending=True)[:ROWS].tolist()
+    order, left_out = moving(run)
     z = start.expand(len(order), steps, -1).clone()
     for row, latent in enumerate(order):
         z[row, :, latent] = quantiles[:, latent]
     images = draws.decode(run.vae, z.flatten(0, 1), x, seed)
     text = (
         f"{describe(run)}; each row moves one latent through the prior's quantiles {LOW:.0%} to {HIGH:.0%}, the most "
-        f"used first, from {name}; x: {x} of p(x|z)"
+        f"used first{left_out}, from {name}; x: {x} of p(x|z)"
     )
     labels = [f"z{latent}" for latent in order]
     values = {"latent": order, "z": z, "x": images.unflatten(0, z.shape[:2])}
     write(place or default_out(run, "traverse.png"), lambda: figures.grid(images, steps, text, labels), values)
+
+
+def moving(run: TrainedRun) -> tuple[list[int], str]:
+    """The latents that the model uses, the most used first, and how many rows of equal images are not drawn."""
+    use = draws.use_of_latents(run.vae)
+    order = use.argsort(descending=True)
+    active = order[use[order] > ACTIVE][:ROWS].tolist() or order[:1].tolist()
+    left_out = len(use) - len(active)
+    return active, f" ({left_out} less used ones are left out)" if left_out else ""
 
 
 def start_of(run: TrainedRun, image: str | None) -> tuple[Tensor, str]:

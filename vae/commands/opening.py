@@ -15,8 +15,6 @@ from vae.run.load import TrainedRun, load_run
 from vae.run.process import find_own_modules, log_to
 from vae.run.settings import caption
 
-BINARISED = {"threshold": "binarised at one half", "static": "binarised by one draw"}
-
 
 def open_run(path: str, checkpoint: str, trust: list[str] | None) -> TrainedRun:
     log_to(None)
@@ -29,7 +27,7 @@ def open_run(path: str, checkpoint: str, trust: list[str] | None) -> TrainedRun:
 
 def describe(run: TrainedRun) -> str:
     """How a caption begins: the run, its data, its latents."""
-    return f"{run.directory.name or run.directory}: {caption(run.settings.plain)}; {run.vae.latent_dim} latents"
+    return f"{run.directory.absolute().name}: {caption(run.settings.plain)}; {run.vae.latent_dim} latents"
 
 
 def default_out(run: TrainedRun, name: str) -> Path:

@@ -10,6 +10,7 @@ from vae.errors import InputError
 from vae.files import replace
 from vae.run.find import HOME
 from vae.run.keys import nearest
+from vae.run.keys import show as show_value
 from vae.run.sweep import list_runs
 
 Row = dict[str, Any]
@@ -29,7 +30,7 @@ def list_(
             raise InputError(f"{name}: no run here has it; {nearest(name, known)}")
     rows = sorted_by(rows, sort, reverse)
     if place is not None:
-        replace(place, as_csv({name: [row.get(name, "") for row in rows] for name in known}).encode())
+        replace(place, as_csv({name: [cell(row.get(name)) for row in rows] for name in known}).encode())
         print(place)
     else:
         show(rows, metrics or [name for name in USUAL if name in known])
@@ -67,6 +68,11 @@ def show(rows: list[Row], metrics: list[str]) -> None:
         table.add_row(row["run"], status, *(written(row.get(name)) for name in metrics))
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table, highlight=False) if rows else console.print("no runs")
+
+
+def cell(value: Any) -> Any:
+    """A list as one text."""
+    return "" if value is None else show_value(value) if isinstance(value, list) else value
 
 
 def written(value: Any) -> str:

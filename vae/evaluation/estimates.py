@@ -134,8 +134,8 @@ def weights_by_chunk(
 def image_scores(vae: VAE, images: Tensor, samples: int, seed: int, bar: bool = False) -> tuple[Tensor, Tensor]:
     """How likely the model finds each image (N,), and the standard error over draws (N,).
 
-    The importance-weighted log p(x) in nats, its error by the delta method; where the likelihood is not normalised,
-    minus the reconstruction's loss and KL, a mean over the draws.
+    The importance-weighted log p(x) in nats, its error by the delta method, which is too small where a few draws carry
+    all the weight; where the likelihood is not normalised, minus the reconstruction's loss and KL, a mean over draws.
     """
     score, error = torch.empty(2, len(images), dtype=torch.float64)
     for place, log_w in weights_by_chunk(vae, images, samples, seed, bar=bar):
