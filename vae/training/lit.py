@@ -74,7 +74,6 @@ class LitVAE(BaseModule):
             terms = self.objective(self.vae, x, step)
         if terms.p is not None:
             self.vae.likelihood.after_step(terms.p)
-        self._stop_if_not_finite(terms, step)
         if step < FIRST_STEPS:
             self.first_losses.append(terms.loss.detach())
         self.watch.add(terms, step)
