@@ -37,11 +37,13 @@ class LitVAE(BaseModule):
         seed: int = 0,
         settings: dict[str, Any] | None = None,
         monitor: str = "dev/loss",
+        data_facts: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.vae, self.objective, self.seed = vae, objective, seed
         self.optimizer, self.scheduler = optimizer, scheduler
         self.settings, self.monitor = settings or {}, monitor
+        self.data_facts = data_facts or {}  # what a checkpoint keeps of the data, plain
         self.meters = {split: Meter() for split in ("train", "dev", "train_eval", "test")}
         self.noise: dict[str, RepeatedNoise] = {}
         self.step_seeds = StepSeeds(seed)
@@ -143,6 +145,7 @@ class LitVAE(BaseModule):
             "format": FORMAT,
             "settings": self.settings,
             "image_shape": list(self.vae.image_shape),
+            "data": self.data_facts,
             "sums": None if totals is None else self.sum_over_ranks(totals).cpu(),
             "beta": train.beta,
             "grad_norms": [g.cpu() for g in self.grad_norms],
