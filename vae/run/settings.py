@@ -137,7 +137,7 @@ def _check_likelihood(s: Settings) -> None:
         )
     if getattr(head, "binary_only", False) and s.plain["data"].get("binarize") == "none":
         raise InputError(
-            f"likelihood={head.__name__}: data.binarize=none leaves grey levels, and it is defined on 0 and 1 only; "
+            "likelihood=bernoulli: data.binarize=none leaves grey levels, and it is defined on 0 and 1 only; "
             "take data.binarize=dynamic (or static, threshold), or likelihood=continuous_bernoulli"
         )
 
