@@ -14,8 +14,9 @@ from vae.distributions import Normal
 from vae.model import VAE
 
 TOLERANCE = 0.01  # nats between all points and every second one
-POINTS = {1: (1001, 16001), 2: (101, 401)}  # a grid's points along each latent, at first and at most
+POINTS = {1: (1001, 16001), 2: (101, 201)}  # a grid's points along each latent, at first and at most
 REACH = 30.0  # nats below the largest log p(x, z) at which a point no longer counts
+ROUNDS = 12  # of moving and refining the grids
 ROWS = 4000  # points times images that are decoded at once
 
 
@@ -65,8 +66,9 @@ def per_image(log_prob: Tensor) -> Tensor:
 
 @torch.no_grad()
 def true_posterior(vae: VAE, x: Tensor) -> TruePosterior:
-    """p(z|x) for x (N, C, H, W) on the model's device; the grid is refined until log p(x) is sure to 0.01 nats.
+    """p(z|x) for x (N, C, H, W) on the model's device.
 
+    The grids are moved and refined until log p(x) is sure to 0.01 nats; `error` says where that was too much to ask.
     Raises ValueError for more than two latents: a grid over three has millions of points.
     """
     if vae.latent_dim not in POINTS:
@@ -78,25 +80,40 @@ def true_posterior(vae: VAE, x: Tensor) -> TruePosterior:
     high = torch.maximum(prior.amax(0), (q.mean + spread).amax(0)).expand_as(q.mean)
     points, most = POINTS[vae.latent_dim]
     found = _quadrature(vae, x, low[:1], high[:1], points)  # one grid for all: the decoder sees each point once
-    while True:
+    for _ in range(ROUNDS):
         low, high = _where_it_counts(found, q.mean - spread, q.mean + spread)
         found = _quadrature(vae, x, low, high, points)
-        if points >= most or found.error.max() <= TOLERANCE:
-            return found
-        points = 2 * points - 1
+        if found.error.max() > TOLERANCE and points < most:
+            points = 2 * points - 1
+        elif not _reaches_border(found):
+            break
+    return found
+
+
+def _reaches_border(found: TruePosterior) -> bool:
+    """Whether a point that counts lies at the border of its grid, so that more may lie beyond."""
+    counts = _counts(found)
+    latents = range(1, counts.dim())
+    return any(bool(counts.select(latent, at).any()) for latent in latents for at in (0, -1))
+
+
+def _counts(found: TruePosterior) -> Tensor:
+    """Which points (N, n[, n]) may matter to the integral."""
+    peak = found.log_joint.flatten(1).amax(1).view(-1, *[1] * (found.log_joint.dim() - 1))
+    return found.log_joint > peak - REACH
 
 
 def _where_it_counts(found: TruePosterior, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The box (N, D), (N, D) of points that count, widened by one and by q's own."""
-    latents = found.axes.shape[1]
-    counts = found.log_joint > found.log_joint.flatten(1).amax(1).view(-1, *[1] * latents) - REACH
+    """The box (N, D), (N, D) of points that count and of q's own; wider by a quarter where it touches the border."""
+    latents, counts = found.axes.shape[1], _counts(found)
     lows, highs = [], []
     for latent in range(latents):
         along = counts if latents == 1 else counts.any(2 - latent)  # (N, n)
         axis = found.axes[:, latent]
-        step = axis[:, 1] - axis[:, 0]
-        lows.append(torch.where(along, axis, torch.inf).amin(1) - step)
-        highs.append(torch.where(along, axis, -torch.inf).amax(1) + step)
+        step, quarter = axis[:, 1] - axis[:, 0], (axis[:, -1] - axis[:, 0]) / 4
+        first, last = torch.where(along, axis, torch.inf).amin(1), torch.where(along, axis, -torch.inf).amax(1)
+        lows.append(first - torch.where(along[:, 0], quarter, step))
+        highs.append(last + torch.where(along[:, -1], quarter, step))
     inner, outer = torch.stack(lows, 1).to(low), torch.stack(highs, 1).to(high)
     return torch.minimum(inner, low), torch.maximum(outer, high)
 

@@ -143,14 +143,14 @@ def _interpolations(s: Subject) -> Figure:
     """Straight lines between the posterior means of neighbouring classes."""
     pairs = [(k, (k + 1) % len(s.examples)) for k in range(0, len(s.examples), 2)]
     means = s.vae.encode(s.examples.to(device_of(s.vae))).mean.cpu()  # (n, D)
-    steps = torch.linspace(0, 1, 9).unsqueeze(1)
+    steps = torch.linspace(0, 1, 11).unsqueeze(1)
     rows = []
     for a, b in pairs:
         between = decoded(s.vae, means[a].lerp(means[b], steps), s.seed)
         rows += [s.examples[a : a + 1], between, s.examples[b : b + 1]]
     text = f"{s.what}; dev; means of p(x|z) on straight lines between the posterior means of two images"
     labels = ["image", *(f"{100 * step:.0f} %" for step in steps.flatten().tolist()), "image"]
-    return figures.grid(torch.cat(rows), 11, text, column_labels=labels)
+    return figures.grid(torch.cat(rows), 13, text, column_labels=labels)
 
 
 def _kl_per_latent(s: Subject) -> Figure:
@@ -228,15 +228,15 @@ def _class_histogram(s: Subject) -> Figure:
 
 
 def _true_posterior(s: Subject) -> Figure:
-    """Six images in pictures, fifty in the numbers of the caption."""
-    x = as_floats(s.data.dev.images[:50]).to(device_of(s.vae))
+    """Six images in pictures, twenty in the numbers of the caption."""
+    x = as_floats(s.data.dev.images[:20]).to(device_of(s.vae))
     true, q, best, gaps = exact.inference_gaps(s.vae, x)
     densities = {"truth": true.log_density, "q": true.on_grid(q), "best": true.on_grid(best)}
     panels = [
         {"z": true.axes[i].numpy()} | {name: log[i].exp().numpy() for name, log in densities.items()} for i in range(6)
     ]
     each = [
-        f"log p(x) {p:.2f}; lost: {a:.2f} family, {m:.2f} encoder"
+        f"log p(x) = {p:.2f} nats\nlost: {a:.2f} by the family, {m:.2f} by the encoder"
         for p, a, m in zip(gaps.log_px.tolist(), gaps.approximation.tolist(), gaps.amortisation.tolist(), strict=True)
     ]
     names = latent_names(list(range(s.vae.latent_dim)))

@@ -127,7 +127,8 @@ def draw(
     drawn = {name: draw_figure(name, subject) for name in names_of(subject)}
     folder = run.directory / ("figures" if which == "best" else f"figures_{which}")
     for name, figure in drawn.items():
-        figures.write_figure(figure, folder / f"{name}.png")
+        for suffix in settings.evaluation.formats:
+            figures.write_figure(figure, folder / f"{name}.{suffix}", settings.evaluation.dpi)
     return drawn
 
 

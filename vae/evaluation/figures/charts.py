@@ -48,18 +48,20 @@ def _curve(axis: Axes, epochs: np.ndarray, values: np.ndarray, **settings: Any) 
         axis.set_xticks(epochs)
 
 
-def _endings(epochs: np.ndarray, values: np.ndarray) -> str:
-    best = values.argmin()
+def _endings(epochs: np.ndarray, values: np.ndarray, best: bool = True) -> str:
+    least = values.argmin()
     last = f"{values[-1]:.4g} at epoch {epochs[-1]:g}"
-    if values[best] == values[-1]:
+    if not best:
+        return last
+    if values[least] == values[-1]:
         return f"{last}, the lowest"
-    return f"{last}, lowest {values[best]:.4g} at {epochs[best]:g}"
+    return f"{last}, lowest {values[least]:.4g} at {epochs[least]:g}"
 
 
 PANELS = (
-    ("loss", "(a) Loss, what is optimised"),
-    ("reconstruction", "(b) Reconstruction, its first term"),
-    ("kl", "(c) KL, its second term"),
+    ("loss", "(a) Loss"),
+    ("reconstruction", "(b) Reconstruction"),
+    ("kl", "(c) KL"),
 )
 
 CURVES: dict[str, tuple[str, dict[str, Any]]] = {  # split -> label and style; the same in every panel
@@ -91,7 +93,8 @@ def losses(
         low, high, early = _settled_range([values for _, values in drawn.values()])
         axis.set_ylim(low, high)
         unit = units[name == "reconstruction"] if name != "kl" else "nats"
-        dress(axis, title, "epoch", f"{unit} per image".strip(), _endings(*drawn["dev"]) + early)
+        ends = f"dev {_endings(*drawn['dev'], best=name != 'kl')}"
+        dress(axis, title, "epoch", f"{unit} per image".strip(), ends + early)
         if name == "reconstruction" and baselines:
             heights = as_vector("baselines", list(baselines.values()))
             axis.set_ylim(_view(np.array([low, high]), heights, squeezable=len(drawn["dev"][0]) == 1))
@@ -109,7 +112,7 @@ def _settled_range(curves: Sequence[np.ndarray]) -> tuple[float, float, str]:
     pad = 0.06 * np.ptp(late) or 0.05 * abs(late[0]) or 1.0
     low, high = late.min() - pad, late.max() + pad
     first = max((values[0] for values in curves), key=lambda value: max(low - value, value - high))
-    return low, high, "" if low <= first <= high else f"; beyond the panel at first: {first:.4g}"
+    return low, high, "\n " if low <= first <= high else f"\nat first {first:.4g}, beyond the panel"
 
 
 def _view(curve: np.ndarray, baselines: np.ndarray, squeezable: bool) -> tuple[float, float]:
@@ -275,7 +278,7 @@ def _plane(points: np.ndarray, axes_names: Names, classes: np.ndarray, names: Na
 
 def _name_medians(axis: Axes, medians: Mapping[str, np.ndarray], span: float) -> None:
     """Short class names on the plane, for eyes that cannot tell the colours; those that would touch are moved apart."""
-    places = _apart(np.array(list(medians.values())), 0.035 * span)
+    places = _apart(np.array(list(medians.values())), 0.045 * span)
     for name, (x, y) in zip(medians, places, strict=True):
         text = axis.text(x, y, name, fontsize=11, fontweight="bold", color=INK, ha="center", va="center")
         text.set(path_effects=HALO, zorder=5, parse_math=False)
@@ -347,10 +350,10 @@ def sigma_image(sigma: Array, caption: str) -> Figure:
 def error_map(error: Array, caption: str) -> Figure:
     """The mean squared error of a reconstruction per pixel (C, H, W)."""
     array = as_finite("error", error)
-    return heat_map(array, f"squared error, {array.sum():.4g} an image", caption)
+    return heat_map(array, "squared error", caption, f"squared error: {array.sum():.4g} an image")
 
 
-def heat_map(array: np.ndarray, name: str, caption: str) -> Figure:
+def heat_map(array: np.ndarray, name: str, caption: str, title: str = "") -> Figure:
     """A quantity per pixel (C, H, W), one panel a channel."""
     shared = array.size == 1
     side = 160 if shared else 400 if len(array) == 1 else 310
@@ -359,13 +362,13 @@ def heat_map(array: np.ndarray, name: str, caption: str) -> Figure:
     norm = Normalize(low, high) if low < high else Normalize(0, 2 * high or 1)
     titles = ["red", "green", "blue"] if len(array) == 3 else [f"channel {k}" for k in range(len(array))]
     if len(array) == 1:
-        titles = [f"{name} = {low:.4g}" if shared else f"{name}: {low:.3g} to {high:.3g}"]
+        titles = [title or (f"{name} = {low:.4g}" if shared else f"{name}: {low:.3g} to {high:.3g}")]
     for axis, channel, title in zip(axes, array, titles, strict=True):
         heat = axis.imshow(channel, cmap="viridis", norm=norm, interpolation="none")
         axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-    add_colour_bar(figure, heat, axes, name.partition(",")[0])
+    add_colour_bar(figure, heat, axes, name)
     return settled(figure)
 
 
@@ -475,7 +478,7 @@ def true_posteriors(
 TRUTHS: dict[str, tuple[str, dict[str, Any]]] = {
     "truth": ("true posterior p(z|x)", {"color": INK, "linewidth": 1.8}),
     "q": ("the encoder's q(z|x)", {"color": BLUE, "linewidth": 1.6, "linestyle": "--"}),
-    "best": ("the best Gaussian of its kind", {"color": RED, "linewidth": 1.2, "linestyle": "-."}),
+    "best": ("the best diagonal Gaussian", {"color": RED, "linewidth": 1.2, "linestyle": "-."}),
 }
 
 

@@ -25,7 +25,7 @@ def errors(x: Array, x_hat: Array, caption: str) -> Figure:
     made = as_images("x_hat", x_hat, like=originals)
     signed = (as_finite("x_hat", x_hat) - originals).mean(axis=1)  # (n, H, W); beyond [0, 1] it is wrong too
     colours = matplotlib.colormaps["RdBu_r"]((signed + 1) / 2)[..., :3].transpose(0, 3, 1, 2)
-    sums = [f"{value:.3g}" for value in np.square(as_finite("x_hat", x_hat) - originals).sum(axis=(1, 2, 3))]
+    sums = [f"{value:.1f}" for value in np.square(as_finite("x_hat", x_hat) - originals).sum(axis=(1, 2, 3))]
     heads = ["Original images", "Reconstructed images", "Error: red too bright, blue too dark; its square's sum below"]
     return mosaic([originals, made, colours], caption, above=heads, below=sums)
 
