@@ -175,7 +175,7 @@ def test_what_a_dead_worker_left_is_run_again_once_and_in_its_folder(
         lost = tuning.next_trial(asked, study, "a worker that is gone")
         again, third = (tuning.next_trial(asked, study, alive) for _ in range(2))
         assert tuning.next_trial(asked, study, alive) is None
-    assert first and lost and again and third
+    assert None not in (first, lost, again, third)
     assert again.params == lost.params
     assert again.user_attrs["folder"] == lost.user_attrs["folder"] == "trial_001"
     assert {first.user_attrs["folder"], third.user_attrs["folder"]} == {"trial_000", "trial_003"}
