@@ -12,6 +12,7 @@ from vae.evaluation.baselines import baselines
 from vae.evaluation.estimates import Generated, Posteriors, posteriors
 from vae.evaluation.panels import example_images, prior_figure, reconstruction_figure
 from vae.model import VAE
+from vae.noise import derive
 
 Curve = Callable[[str], list[tuple[int, float]]]  # name of a metric -> (epoch, value)
 
@@ -29,13 +30,11 @@ def common_figures(
             curves, f"{what}; the objective, summed over pixels, a mean over images", baselines(vae, data)
         ),
         "samples": prior_figure(vae, seed, what),
-        "kl_per_latent": figures.kl_per_latent(
-            dev.kl.mean(0),
-            f"{what}; dev; a unit is active where its posterior mean varies by more than 0.01",
-            metrics.active_units(dev.mu),
-        ),
-        "latent_space": latent_space(vae, dev, what),
+        "latent_space": latent_space(vae, dev, what, seed),
     }
+    if dev.kl_per_latent is not None:
+        text = f"{what}; dev; a unit is active where its posterior mean varies by more than 0.01"
+        drawn["kl_per_latent"] = figures.kl_per_latent(dev.kl_per_latent, text, metrics.active_units(dev.mu))
     if data.classes:  # else there is no label to colour a point by
         text = f"{what}; dev; posterior means of {min(5000, len(dev.mu))} images"
         drawn["latents"] = figures.latents(dev.mu[:5000], data.dev.labels[:5000], text)
@@ -50,10 +49,18 @@ def rate_distortion(curve: Curve, what: str) -> Figure:
     )
 
 
-def latent_space(vae: VAE, dev: Posteriors, what: str) -> Figure:
+def prior_quantiles(vae: VAE, at: torch.Tensor, seed: int) -> torch.Tensor:
+    """Those of each latent by itself, (n, D) on the CPU; without a closed form, of 10,000 draws."""
+    if not vae.prior.event_shape:
+        return vae.prior.icdf(at.unsqueeze(1).to(vae.prior_loc)).cpu()
+    generator = torch.Generator().manual_seed(derive(seed, "prior quantiles"))
+    return vae.draw_prior(torch.randn(10_000, vae.noise_per_draw, generator=generator)).cpu().quantile(at, 0)
+
+
+def latent_space(vae: VAE, dev: Posteriors, what: str, seed: int) -> Figure:
     """Two latents: the plane, at the prior's quantiles; else one row for each of the latents that are used most."""
     at = torch.linspace(0.02, 0.98, 15 if vae.latent_dim == 2 else 11)
-    quantiles = vae.prior.icdf(at.unsqueeze(1).to(vae.prior_loc)).cpu()  # (n, D)
+    quantiles = prior_quantiles(vae, at, seed)  # (n, D)
     if vae.latent_dim == 2:
         z = torch.cartesian_prod(quantiles[:, 1].flip(0), quantiles[:, 0]).flip(1)  # z_1 to the right, z_2 upwards
         return figures.grid(
@@ -61,7 +68,8 @@ def latent_space(vae: VAE, dev: Posteriors, what: str) -> Figure:
             len(at),
             f"{what}; means of p(x|z) on the plane of z, at the prior's quantiles",
         )
-    order = dev.kl.mean(0).argsort(descending=True)[:8]
+    used = dev.mu.var(0) if dev.kl_per_latent is None else dev.kl_per_latent
+    order = used.argsort(descending=True)[:8]
     z = vae.prior.mean.cpu().expand(len(order), len(at), vae.latent_dim).clone()
     for row, latent in enumerate(order.tolist()):
         z[row, :, latent] = quantiles[:, latent]

@@ -27,7 +27,7 @@ def example_images(data: ImageDataModule) -> tuple[Tensor, Tensor]:
 def prior_draws(vae: VAE, seed: int) -> Tensor:
     """The same ten prior draws (n, D) in every figure of a run."""
     generator = torch.Generator().manual_seed(derive(seed, "prior draws"))
-    return vae.draw_prior(torch.randn(EXAMPLES, vae.latent_dim, generator=generator))
+    return vae.draw_prior(torch.randn(EXAMPLES, vae.noise_per_draw, generator=generator))
 
 
 @torch.no_grad()

@@ -234,7 +234,10 @@ def upgrade(plain: Plain) -> Plain:
         name = "dev/unweighted_loss" if "reconstruct" in plain["likelihood"] else "dev/neg_elbo"
         plain = plain | {"callbacks": plain["callbacks"] | {"monitor": name}}
     trainer, callbacks = {"fast_step": True, **plain["trainer"]}, {"extra": {}, **plain["callbacks"]}
-    return {"logger": {}, **plain, "trainer": trainer, "callbacks": callbacks}
+    prior = {"_target_": "vae.priors.Standard", "_partial_": True}
+    posterior = {"_target_": "vae.posteriors.Diagonal", "_partial_": True}
+    later = {"logger": {}, "prior": prior, "posterior": posterior}
+    return {**later, **plain, "trainer": trainer, "callbacks": callbacks}
 
 
 def write(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ from vae.data.module import ImageDataModule
 from vae.errors import InputError
 from vae.model import VAE
 from vae.run.build import build_data, build_lit, build_vae
-from vae.run.directory import MAY_GROW, Run, describe_differences, differences, read_settings
+from vae.run.directory import MAY_GROW, Run, describe_differences, differences, read_settings, upgrade
 from vae.run.keys import Plain
 from vae.run.own_parts import distrust
 from vae.run.settings import verify
@@ -81,7 +81,7 @@ def load_weights(lit: LitVAE, path: Path, checkpoint: dict[str, Any] | None = No
 def check_origin(path: Path, saved: Plain, now: Plain) -> None:
     """Raises InputError for a checkpoint of the same shapes that another configuration trained."""
     own = (MAY_GROW, "evaluation.", "callbacks.", "logger.")  # what may have grown or changed since it was written
-    differ = {key: pair for key, pair in differences(saved, now).items() if not key.startswith(own)}
+    differ = {key: pair for key, pair in differences(upgrade(saved), now).items() if not key.startswith(own)}
     if differ:
         other = "best" if path.name == "last.ckpt" else "last"
         raise InputError(
