@@ -328,7 +328,10 @@ CASES: dict[str, Case] = {
     "callbacks.monitor": Case("dev/kl", SHORT, watchers),
     "callbacks.early_stopping": Case(3, SHORT, watchers),
 }
-FIGURES = ("evaluation.samples", "evaluation.features", "evaluation.generated", "evaluation.probes")
+FIGURES = (
+    "evaluation.samples", "evaluation.features", "evaluation.generated", "evaluation.probes",
+    "evaluation.annealing", "evaluation.annealed",
+)  # fmt: skip
 # Values that may differ between two sittings: the same weights come out. `compile` is in a test of its own.
 ANOTHER = {
     "run_dir": "elsewhere", "threads": 2, "checkpoint": "best", "trainer.accelerator": "cpu",
@@ -437,6 +440,11 @@ def test_evaluation_keys_change_the_figures(five_by_seven: tuple[str, ...], tmp_
     assert {name for name in base if more[name] != base[name]} >= {"test/nll", "test/nll_samples"}
     assert more["test/loss"] == base["test/loss"]
     assert not [n for n in evaluated(changed(five_by_seven, "evaluation.samples", 0)) if "nll" in n]
+
+    more = evaluated(changed((*five_by_seven, "evaluation.annealing=4"), "evaluation.annealed", 7))
+    assert more["annealing/images"] == 7
+    assert more["annealing/steps"] == 4
+    assert {name: more[name] for name in base} == base
 
     more = evaluated(changed(five_by_seven, "evaluation.generated", 15))
     assert all((more[n] != base[n]) == n.startswith("samples/frechet") for n in base if "precision" not in n

@@ -237,7 +237,8 @@ def upgrade(plain: Plain) -> Plain:
     prior = {"_target_": "vae.priors.Standard", "_partial_": True}
     posterior = {"_target_": "vae.posteriors.Diagonal", "_partial_": True}
     later = {"logger": {}, "prior": prior, "posterior": posterior}
-    return {**later, **plain, "trainer": trainer, "callbacks": callbacks}
+    evaluation = {"annealing": 0, "annealed": 100, **plain.get("evaluation", {})}
+    return {**later, **plain, "trainer": trainer, "callbacks": callbacks, "evaluation": evaluation}
 
 
 def write(path: Path, text: str) -> None:

@@ -214,6 +214,8 @@ class Callbacks(Section):
 
 class Evaluation(Section):
     samples: CountOrZero = key("importance samples of the NLL; 0: none", 500)
+    annealing: CountOrZero = key("temperatures of a second NLL, by annealed importance sampling; 0: none", 500)
+    annealed: Count = key("test images of that NLL", 100)
     features: bool = key("a small classifier for samples: Frechet distance, precision, recall, classes", True)
     generated: CountOrZero = key("prior samples that it sees", 10_000)
     cache_dir: Text = key("where the classifier is kept", "outputs/.cache")
