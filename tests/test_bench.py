@@ -7,8 +7,7 @@ import pytest
 import torch
 from faults_tools import SCREEN
 
-from vae.commands import bench
-from vae.commands.cli import arguments
+from vae.commands import bench, cli
 from vae.errors import InputError
 from vae.run import settings
 
@@ -33,8 +32,8 @@ def test_bench_prints_figures_that_fit_together(
 ) -> None:
     for name, value in SCREEN.items():
         monkeypatch.setenv(name, value)
-    given = arguments().parse_args(["bench", *TINY, "--json", "--usual", "--turns", "1"])
-    bench.main(given.overrides, given.turns, given.usual, given.json)
+    monkeypatch.setattr("sys.argv", ["vae", "bench", *TINY, "--json", "--usual", "--turns", "1"])
+    cli.main()
     printed = capsys.readouterr()
     assert "it/s" not in printed.err  # a bar is for terminals
     found: dict[str, Any] = json.loads(printed.out)

@@ -47,7 +47,7 @@ def test_help_names_every_group_option_and_key_before_torch_is_imported() -> Non
         options = {path.stem for path in folder.glob("*.yaml")} - {"base"}
         assert set(line[1].split(", ")) == options
     for example in re.findall(r"^ *python train\.py (.*?)(?:   .*)?$", text, re.MULTILINE):
-        command.check(example.split())
+        command.check(command.prepare(example.split()))
     for key in ("latent_dim", "run_dir", "data.root", "optimizer.lr", "trainer.max_epochs", "model.encoder.hidden"):
         assert key in text
 
@@ -301,27 +301,6 @@ def test_overrides_may_stand_on_both_sides_of_m(tmp_path: Path) -> None:
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert {read_settings(tmp_path / name / "config.yaml")["latent_dim"] for name in "01"} == {2, 4}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (("show", "."), ".: is not a run (no config.yaml); name a folder that train.py wrote, such as outputs/mine"),
-        (("evaluate", ".", "smples=3"), "smples=3: there is no such key; did you mean evaluation.samples?"),
-        (("evaluate", ".", "samples=-1"), "samples=-1: must be a whole number of at least 0; for example samples=500"),
-        (("bench", "--turns", "-1"), "--turns=-1: must be a whole number of at least 1; for example --turns 3"),
-        (("bench", "--turns", "0"), "--turns=0: must be a whole number of at least 1; for example --turns 3"),
-    ],
-)
-def test_a_bad_argument_of_the_vae_command_is_refused_before_torch_is_imported(
-    arguments: tuple[str, ...], line: str, tmp_path: Path
-) -> None:
-    code = "import atexit, sys; from vae.commands.cli import main; "
-    code += "atexit.register(lambda: print('torch' in sys.modules)); main()"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code, *arguments]
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, ended.stderr, ended.stdout) == (2, line + "\n", "False\n")
 
 
 def test_the_package_is_quick_to_import_and_hands_on_its_names() -> None:

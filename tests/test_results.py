@@ -21,7 +21,6 @@ from vae.evaluation.gallery import sigma_figures
 from vae.run import results
 from vae.run.build import build
 from vae.run.directory import Run, read_settings
-from vae.run.keys import CONF
 from vae.run.load import load_run
 from vae.run.settings import read
 from vae.run.table import closing_lines, print_results, table_rows, written
@@ -293,11 +292,3 @@ def test_configuration_of_a_stranger_runs_no_code(run: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"os\.mkdir"):
         load_run(run)
     assert not (tmp_path / "planted").exists()
-
-
-def test_commands_are_described() -> None:
-    """Every command of the parser is in its description, with its arguments."""
-    text = cli.arguments().format_help()
-    for name in ("vae evaluate RUN", "vae show RUN", "vae bench"):
-        assert name in text
-    assert Path(CONF).is_dir()

@@ -5,10 +5,10 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def slurm_job() -> str | None:
@@ -30,8 +30,11 @@ def in_a_child() -> bool:
     return any(int(os.environ.get(name, 0)) > 0 for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
 
 
-def directory_of(cfg: DictConfig) -> Path:
+def directory_of(cfg: "DictConfig") -> Path:
     """`run_dir`, and in a sweep the job's number in it."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
     if in_a_child() and "VAE_RUN_DIR" in os.environ:
         return Path(os.environ["VAE_RUN_DIR"])
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN

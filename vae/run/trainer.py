@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from inspect import signature
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from vae.evaluation.baselines import baselines
 from vae.files import writable
 from vae.run.build import instantiate_part
 from vae.run.directory import Run
-from vae.run.load import check_origin
+from vae.run.load import check_data, check_origin
 from vae.run.settings import caption, monitored
 from vae.training import checkpoints
 from vae.training.callbacks import EpochLine, Pictures, QuietBar
@@ -32,8 +33,6 @@ from vae.training.signals import GracefulStop
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-DEFAULT_LOGGERS = {"tensorboard": {"_target_": "vae.training.history.EventFileLogger"}}
 
 
 def build_parts(group: str, nodes: dict[str, Any], kind: type[T], **known: Any) -> list[T]:
@@ -66,11 +65,13 @@ def build_trainer(
         callbacks.append(EarlyStopping(monitor, patience=patience, mode=mode, check_finite=False))
     callbacks += build_parts("callbacks.extra", settings.plain["callbacks"]["extra"], Callback)
     best = SaveBest(run.checkpoint_directory, monitor, mode)
-    place = {"save_dir": str(run.directory), "purge_step": _purge(run)}
+    # a resumed run goes on in the same event files, and under the same name at Weights & Biases
+    name = sha256(str(run.directory.resolve()).encode()).hexdigest()[:16]
+    place = {"save_dir": str(run.directory), "purge_step": _purge(run), "id": name}
     trainer = Trainer(
         **options,
         callbacks=[*callbacks, best, last, stop],  # those that save and stop come last
-        logger=build_parts("logger", DEFAULT_LOGGERS | settings.plain["logger"], Logger, **place),  # type: ignore[type-abstract]  # for isinstance
+        logger=build_parts("logger", settings.plain["logger"], Logger, **place),  # type: ignore[type-abstract]  # for isinstance
         plugins=[DurableCheckpointIO()],
         profiler=NullProfiler(),
         enable_progress_bar=bar,
@@ -109,6 +110,7 @@ def prepared_trainer(run: Run, lit: LitVAE, data: ImageDataModule) -> Iterator[t
         saved = checkpoints.load(start)
         checkpoints.check_architecture(saved["state_dict"], lit)
         check_origin(start, saved["vae"]["settings"], settings.plain)
+        check_data(start, saved["vae"], data)
         log.info("continuing from %s", start)
     state = 3 * sum(value.nbytes for value in lit.state_dict().values())  # weights, and Adam's two moments
     writable(run.checkpoint_directory, 2 * state if start is None else state)  # best and last, or one of them again

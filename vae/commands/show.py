@@ -1,0 +1,15 @@
+"""`vae show RUN`: the closing table of a finished run."""
+
+from vae.errors import InputError
+from vae.run import settings
+from vae.run.find import find_run
+
+
+def show(path: str, everything: bool) -> None:
+    directory = find_run(path).directory
+    if not (directory / "metrics.json").exists():
+        raise InputError(f"{path}: has no metrics.json, so it is not finished; its command continues it")
+    from vae.run.directory import Run, read_settings
+    from vae.run.table import print_results
+
+    print_results(Run(directory, settings.read(read_settings(directory / "config.yaml"))), everything=everything)

@@ -1,0 +1,115 @@
+"""The runs below a folder, without torch: what was set, what came out, and how it stands with each."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from vae.errors import InputError
+from vae.run.directory import is_complete, read_metrics, read_settings
+from vae.run.keys import Plain
+
+FAILURE = "failure.txt"  # in a run's directory: the line that its last sitting failed with
+
+Status = Literal["finished", "running", "failed", "unfinished", "unreadable"]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its directory tells it, by today's names of keys and metrics."""
+
+    directory: Path
+    settings: Plain | None  # plain containers; None where config.yaml cannot be read
+    metrics: dict[str, Any] | None  # None until the run has ended once
+    status: Status
+    message: str = ""  # what it failed with, why it cannot be read, or how far it is; one line
+
+    @property
+    def name(self) -> str:
+        """In a sweep, what varies."""
+        return self.directory.name
+
+
+def list_runs(*roots: str | os.PathLike[str]) -> list[RunRecord]:
+    """Every run at or below these folders, each once; numbers in names are sorted as numbers.
+
+    Raises InputError for a folder that is not there. A run that cannot be read is listed with the reason.
+    """
+    found: dict[Path, RunRecord] = {}
+    for root in map(Path, roots):
+        if not root.is_dir():
+            raise InputError(
+                f"{root}: there is no such folder; name one that holds runs, such as outputs/multirun/mine"
+            )
+        for directory in find_directories(root):
+            found.setdefault(directory.resolve(), read_record(directory))
+    return sorted(found.values(), key=lambda record: natural(str(record.directory)))
+
+
+def find_directories(root: Path) -> Iterator[Path]:
+    """Folders with a config.yaml; a run holds no other runs, and hidden folders none.
+
+    A folder of options, such as conf/, holds a file of that name too, and nothing that a run writes beside it.
+    """
+    for folder, below, files in os.walk(root):
+        below[:] = [name for name in below if not name.startswith(".")]
+        if "config.yaml" in files and not (Path(folder, "trainer").is_dir() or Path(folder, "model").is_dir()):
+            below.clear()
+            yield Path(folder)
+
+
+def read_record(directory: Path) -> RunRecord:
+    """One run's record; raises nothing for files that are damaged."""
+    try:
+        settings = read_settings(directory / "config.yaml")
+    except InputError as error:
+        return RunRecord(directory, None, None, "unreadable", str(error))
+    try:
+        metrics = read_metrics(directory / "metrics.json")
+    except InputError as error:
+        return RunRecord(directory, settings, None, "unreadable", str(error))
+    status, message = _standing(directory, is_complete(metrics, settings["trainer"]["max_epochs"]))
+    return RunRecord(directory, settings, metrics, status, message)
+
+
+def _standing(directory: Path, complete: bool) -> tuple[Status, str]:
+    if complete:
+        return "finished", ""
+    if is_locked(directory):
+        return "running", last_epoch(directory)
+    if (directory / FAILURE).exists():
+        return "failed", (directory / FAILURE).read_text().strip()
+    return "unfinished", last_epoch(directory)
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a process works in this run's directory, here or, where the file system tells, on another machine."""
+    if not (directory / ".lock").exists():
+        return False
+    try:
+        with FileLock(directory / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a folder that may only be read
+        return False
+
+
+def last_epoch(directory: Path) -> str:
+    """`epoch 3 of 70`, or nothing before the first has ended."""
+    try:
+        with open(directory / "train.log", "rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - 4096))
+            found = re.findall(r"epoch \d+ of \d+", log.read().decode(errors="replace"))
+    except OSError:
+        return ""
+    return found[-1] if found else ""
+
+
+def natural(text: str) -> list[str | int]:
+    """A key that sorts `latent_dim=4` before `latent_dim=16`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
