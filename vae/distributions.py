@@ -123,16 +123,22 @@ Map = Callable[[Tensor], tuple[Tensor, Tensor]]
 PAIRS = 32  # of noise and its negative, for the mean of a flow
 
 
+def paired_noise(dim: int) -> Tensor:
+    """(2 PAIRS, D): the same draws of N(0, I) always, each with its negative."""
+    noise = torch.randn(PAIRS, dim, generator=torch.Generator().manual_seed(0))
+    return torch.cat([noise, -noise])
+
+
 class Flowed(Latents):
     """A Normal (..., D) pushed through an invertible map; event (D,).
 
     `forward` and `inverse` give the image and the log of their determinant. The density of its own last draw is known
-    from the draw.
+    from the draw. `noise` is what the mean is taken over.
     """
 
-    def __init__(self, base: Normal, forward: Map, inverse: Map) -> None:
+    def __init__(self, base: Normal, forward: Map, inverse: Map, noise: Tensor) -> None:
         super().__init__(base.batch_shape[:-1], base.batch_shape[-1:], validate_args=False)
-        self.base, self.forward, self.inverse = base, forward, inverse
+        self.base, self.forward, self.inverse, self.noise = base, forward, inverse, noise
         self.drawn: tuple[Tensor, Tensor] | None = None
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
@@ -151,9 +157,8 @@ class Flowed(Latents):
     @property
     def mean(self) -> Tensor:
         """Over the same 32 pairs of draws e and -e for every x: there is no closed form."""
-        shape = (PAIRS, *[1] * len(self.batch_shape), *self.event_shape)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.base.loc)
-        return self.forward(self.base.push(torch.cat([noise, -noise])))[0].mean(0)
+        noise = self.noise.view(-1, *[1] * len(self.batch_shape), *self.event_shape)
+        return self.forward(self.base.push(noise.to(self.base.loc)))[0].mean(0)
 
 
 def detach(q: Distribution) -> Distribution:

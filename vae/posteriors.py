@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vae.distributions import Flowed, FullNormal, Normal
+from vae.distributions import Flowed, FullNormal, Normal, paired_noise
 from vae.flows import Autoregressive, Chain
 
 
@@ -56,14 +56,17 @@ class IAF(Posterior):
     sees. Densities of its own draws cost nothing more; those of other z take D passes.
     """
 
+    noise: Tensor
+
     def __init__(self, latent_dim: int, layers: int = 2, hidden: int = 100) -> None:
         if latent_dim < 2:
             raise ValueError(f"latent_dim={latent_dim}: an autoregressive flow needs at least 2")
         super().__init__(latent_dim, 2 * latent_dim + hidden)
         self.flow = Chain(Autoregressive(latent_dim, hidden) for _ in range(layers))
+        self.register_buffer("noise", paired_noise(latent_dim), persistent=False)
 
     def forward(self, params: Tensor) -> Flowed:
         d = self.latent_dim
         mu, log_var, context = params.split([d, d, self.features - 2 * d], dim=-1)
         base = Normal(mu, (0.5 * log_var).exp())
-        return Flowed(base, lambda u: self.flow(u, context), lambda z: self.flow.inverse(z, context))
+        return Flowed(base, lambda u: self.flow(u, context), lambda z: self.flow.inverse(z, context), self.noise)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae.data.batches import as_floats
-from vae.distributions import Flowed, FullNormal, Mixture, Normal
+from vae.distributions import Flowed, FullNormal, Mixture, Normal, paired_noise
 from vae.errors import InputError
 from vae.flows import Chain, Coupling
 from vae.networks import Shape
@@ -102,6 +102,7 @@ class Flow(Prior):
     It starts as the standard prior.
     """
 
+    noise: Tensor
     loc: Tensor
     scale: Tensor
 
@@ -110,8 +111,9 @@ class Flow(Prior):
         if latent_dim < 2:
             raise ValueError(f"latent_dim={latent_dim}: a coupling needs at least 2")
         self.flow = Chain(Coupling(latent_dim, hidden) for _ in range(layers))
+        self.register_buffer("noise", paired_noise(latent_dim), persistent=False)
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
     def forward(self, encode: Encode) -> Flowed:
-        return Flowed(Normal(self.loc, self.scale), self.flow.forward, self.flow.inverse)
+        return Flowed(Normal(self.loc, self.scale), self.flow.forward, self.flow.inverse, self.noise)

@@ -9,10 +9,10 @@ from vae.data.batches import as_floats
 from vae.data.module import ImageDataModule
 from vae.evaluation import estimates, figures, metrics
 from vae.evaluation.baselines import baselines
+from vae.evaluation.draws import prior_quantiles
 from vae.evaluation.estimates import Generated, Posteriors, posteriors
 from vae.evaluation.panels import example_images, prior_figure, reconstruction_figure
 from vae.model import VAE
-from vae.noise import derive
 
 Curve = Callable[[str], list[tuple[int, float]]]  # name of a metric -> (epoch, value)
 
@@ -47,14 +47,6 @@ def rate_distortion(curve: Curve, what: str) -> Figure:
     return figures.rate_distortion(
         [v for _, v in rate], [v for _, v in distortion], epochs, f"{what}; dev; one point an epoch"
     )
-
-
-def prior_quantiles(vae: VAE, at: torch.Tensor, seed: int) -> torch.Tensor:
-    """Those of each latent by itself, (n, D) on the CPU; without a closed form, of 10,000 draws."""
-    if not vae.prior.event_shape:
-        return vae.prior.icdf(at.unsqueeze(1).to(vae.prior_loc)).cpu()
-    generator = torch.Generator().manual_seed(derive(seed, "prior quantiles"))
-    return vae.draw_prior(torch.randn(10_000, vae.noise_per_draw, generator=generator)).cpu().quantile(at, 0)
 
 
 def latent_space(vae: VAE, dev: Posteriors, what: str, seed: int) -> Figure:
