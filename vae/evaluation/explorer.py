@@ -21,7 +21,7 @@ from vae.evaluation.estimates import posteriors
 from vae.model import VAE
 from vae.networks import ACTIVATIONS, ConvDecoder, ConvEncoder, Dropout, MLPDecoder, MLPEncoder
 from vae.noise import derive
-from vae.posteriors import Diagonal, Full
+from vae.posteriors import Diagonal
 
 LATENTS = 64  # sliders that a person can still find
 PRIOR_DRAWS = 256
@@ -82,9 +82,9 @@ def check(vae: VAE) -> None:
             raise InputError(
                 f"{key}={type(part).__name__}: the explorer computes the project's own MLPs and convolutions only"
             )
-    if type(vae.posterior_head) not in (Diagonal, Full):
+    if type(vae.posterior_head) is not Diagonal:
         raise InputError(
-            f"posterior={type(vae.posterior_head).__name__}: the explorer computes the mean of a Gaussian posterior only"
+            f"posterior={type(vae.posterior_head).__name__}: the explorer computes posterior=diagonal only"
         )
     if type(vae.likelihood) not in HEADS:
         raise InputError(
