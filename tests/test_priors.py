@@ -329,7 +329,7 @@ def test_the_mean_of_a_flow_is_that_of_its_draws() -> None:
     q = stirred(IAF(3, 2, 16))(torch.randn(2, 22))
     draws = q.sample(torch.Size((20_000,)))
     torch.testing.assert_close(q.mean, draws.mean(0), atol=0.15, rtol=0)
-    torch.testing.assert_close(q.mean, q.mean)
+    torch.testing.assert_close(q.stddev, draws.std(0), rtol=0.3, atol=0.05)
 
 
 def test_a_flow_starts_as_the_standard_prior() -> None:
@@ -373,8 +373,7 @@ def test_draws_of_a_mixture_have_its_moments(full: bool) -> None:
     draws = p.sample(torch.Size((40_000,)))
     error = draws.std(0) / 200
     assert ((draws.mean(0) - p.mean).abs() < 4 * error).all()
-    near = (draws[:, 1] - 3).abs() < 0.1
-    assert near.any()
+    torch.testing.assert_close(draws.std(0), p.stddev, rtol=0.1, atol=0)
 
 
 def test_vampprior_of_one_input_is_its_posterior() -> None:

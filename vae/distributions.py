@@ -95,6 +95,11 @@ class Mixture(Latents):
     def mean(self) -> Tensor:
         return self.log_weights.exp() @ self.components.mean
 
+    @property
+    def variance(self) -> Tensor:
+        c = self.components
+        return self.log_weights.exp() @ (c.variance + (c.mean - self.mean).square())
+
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """Gradients reach the components, not the weights; the last of D + 1 numbers chooses the component."""
         shape = self._extended_shape(torch.Size(sample_shape))
@@ -157,8 +162,16 @@ class Flowed(Latents):
     @property
     def mean(self) -> Tensor:
         """Over the same 32 pairs of draws e and -e for every x: there is no closed form."""
+        return self._of_noise().mean(0)
+
+    @property
+    def variance(self) -> Tensor:
+        """Over the draws of the mean."""
+        return self._of_noise().var(0)
+
+    def _of_noise(self) -> Tensor:
         noise = self.noise.view(-1, *[1] * len(self.batch_shape), *self.event_shape)
-        return self.forward(self.base.push(noise.to(self.base.loc)))[0].mean(0)
+        return self.forward(self.base.push(noise.to(self.base.loc)))[0]
 
 
 def detach(q: Distribution) -> Distribution:

@@ -372,6 +372,23 @@ def explore(
     explore(run, output, images, checkpoint, tuple(trust or ()))
 
 
+@app.command(rich_help_panel=RUNS)
+def compare(
+    folders: Annotated[list[str], typer.Argument(metavar="DIR...", help="Folders with runs.", show_default=False)],
+    metric: Annotated[list[str] | None, typer.Option(help="A column; the first is tested. Repeatable.")] = None,
+    baseline: Annotated[str | None, typer.Option(metavar="KEY=VALUE,...", help="What the others differ from.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where the tables go.")] = None,
+    figures: Annotated[bool, typer.Option("--figures", help="Draw effects, pairs, curves and fronts too.")] = False,
+) -> None:
+    """Compare the runs of sweeps: a row a configuration, its mean over seeds, and which differences are noise.
+
+    Example: vae compare outputs/multirun/sizes --baseline latent_dim=4
+    """
+    from vae.commands.compare import compare
+
+    compare(folders, metric or (), baseline, output, figures)
+
+
 @app.command(rich_help_panel=MACHINE)
 def bench(
     overrides: Overrides = None,

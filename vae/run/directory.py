@@ -22,6 +22,7 @@ NOT_IDENTITY = (
     "trainer.accelerator", "trainer.enable_progress_bar", "trainer.fast_step",
     "data.root", "data.mirrors", "data.timeout", "data.num_workers", "data.eval_batch_size", "data.resident",
     "callbacks.checkpoint_minutes", "callbacks.figures_every", "evaluation.cache_dir",
+    "evaluation.formats", "evaluation.dpi",
 )  # fmt: skip
 
 GROUPS = ("model", "likelihood", "data", "trainer", "callbacks")
@@ -244,7 +245,8 @@ def upgrade(plain: Plain) -> Plain:
     prior = {"_target_": "vae.priors.Standard", "_partial_": True}
     posterior = {"_target_": "vae.posteriors.Diagonal", "_partial_": True}
     later = {"logger": {}, "prior": prior, "posterior": posterior}
-    evaluation = {"annealing": 0, "annealed": 100, **plain.get("evaluation", {})}
+    unset = {"annealing": 0, "annealed": 100, "formats": ["png"], "dpi": None}
+    evaluation = unset | plain.get("evaluation", {})
     return {**later, **plain, "trainer": trainer, "callbacks": callbacks, "evaluation": evaluation}
 
 
