@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vae.commands.compare import sweep
     from vae.data import ImageDataModule
     from vae.model import VAE
     from vae.objectives import ELBO, IWAE
@@ -11,10 +12,11 @@ if TYPE_CHECKING:
     from vae.run.load import load_run, runs
     from vae.training.lit import LitVAE
 
-__all__ = ["ELBO", "IWAE", "VAE", "ImageDataModule", "LitVAE", "fit", "load_run", "runs"]
+__all__ = ["ELBO", "IWAE", "VAE", "ImageDataModule", "LitVAE", "fit", "load_run", "runs", "sweep"]
 HOMES = {
     "ELBO": "vae.objectives", "IWAE": "vae.objectives", "VAE": "vae.model", "ImageDataModule": "vae.data",
     "LitVAE": "vae.training.lit", "fit": "vae.run.fit", "load_run": "vae.run.load", "runs": "vae.run.load",
+    "sweep": "vae.commands.compare",
 }  # fmt: skip
 
 
