@@ -19,6 +19,7 @@ from tqdm import tqdm
 from vae.data.batches import Images, as_floats
 from vae.data.module import ImageDataModule
 from vae.evaluation import metrics
+from vae.evaluation.factors import factor_scores
 from vae.evaluation.feature_net import embed, feature_net, fingerprint
 from vae.model import VAE
 from vae.noise import NoiseStreams, derive, fixed_noise
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 # Images times samples that are decoded at once; one image's samples stay together even where they are more.
 # Smaller chunks make the NLL a sixth slower, because Python's own time is spent once a chunk.
 ROWS = 4000
+
+MOST_POINTS = 5000  # images of a split from which the scores of factors are taken
 
 Metrics = dict[str, float]
 
@@ -174,6 +177,16 @@ def latent_metrics(vae: VAE, train: Images, held_out: Images, split: str, probes
         data = posteriors(vae, train.images).mu, train.labels, means.mu, held_out.labels
         scores["knn_accuracy"] = metrics.knn_accuracy(*data)
         scores["linear_probe_accuracy"] = metrics.linear_probe_accuracy(*data)
+    return {f"{split}/{name}": value for name, value in scores.items()}
+
+
+def factor_metrics(vae: VAE, train: Images, held_out: Images, split: str) -> Metrics:
+    """How well the posterior means keep apart the factors that the images were made from, where these are known."""
+    if train.factors is None or held_out.factors is None:
+        return {}
+    fitted = posteriors(vae, train.images[:MOST_POINTS]).mu, train.factors.values[:MOST_POINTS]
+    asked = posteriors(vae, held_out.images[:MOST_POINTS]).mu, held_out.factors.values[:MOST_POINTS]
+    scores = factor_scores(*fitted, *asked, held_out.factors.ordered)
     return {f"{split}/{name}": value for name, value in scores.items()}
 
 

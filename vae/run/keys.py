@@ -137,7 +137,7 @@ class Data(Part):
     )
     count: Count | None = option("sprites drawn from the grid by split_seed; null: all of it", 10_000)
     root: Text = option("folder of the files; they are downloaded when absent", "data")
-    batch_size: Count = option("images a step, over all devices", 100)
+    batch_size: Count = option("images a batch, over all devices", 100)
     eval_batch_size: Count = option("images at once in validation; moves no metric", 1000)
     dev_size: Count | None = option(
         "images held out of the training set; null: 10,000, digits 300, your own a tenth", 10_000
@@ -197,7 +197,7 @@ class Trainer(Section):
     gradient_clip_val: Positive | None = key("greatest norm of the gradient", 1.0)
     accumulate_grad_batches: Count = key("batches a step", 1)
     deterministic: bool = key("only algorithms that repeat to the bit on a GPU", True)
-    limit_train_batches: Count | None = key("steps an epoch at most", 100)
+    limit_train_batches: Count | None = key("batches an epoch at most", 100)
     enable_progress_bar: bool | None = key("null: on a terminal only", False)
     fast_step: bool = key("plain steps past Lightning's loop; the numbers are the same", True)
 

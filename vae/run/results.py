@@ -104,6 +104,8 @@ def evaluate(
     if not labeled and (e.probes or e.features):
         log.info("fewer than two classes of labels: no probes of the latents, no classifier's scores of samples")
     metrics |= estimates.latent_metrics(vae, data.train_fixed, data.test, "test", e.probes and labeled)
+    if e.probes:
+        metrics |= estimates.factor_metrics(vae, data.train_fixed, data.test, "test")
     if not (e.features and labeled):
         return metrics, None
     more, generated = estimates.sample_metrics(vae, data, Path(e.cache_dir), e.generated, seed)

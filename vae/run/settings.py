@@ -1,4 +1,4 @@
-"""Whether a configuration can be used, key by key and taken together, and what follows from it."""
+"""Refuses a configuration that cannot be used, and derives what follows from one: by which metric an epoch is best."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -33,7 +33,7 @@ def check(cfg: DictConfig) -> Settings:
 
 
 def verify(plain: Plain) -> Settings:
-    """The same settings, typed; raises InputError as `check` does. What may be built, `distrust` says before."""
+    """The same settings, typed; raises InputError as `check` does. For a file's, call `refuse_untrusted` first."""
     settings = read(plain)
     for group, node in _own_parts(plain):
         check_own_part(group, node)
@@ -117,10 +117,10 @@ def _check_data(data: Plain) -> None:
 
 
 def _check_likelihood(s: Settings) -> None:
-    """What depends on the class of the likelihood; that of the default has passed without an import of torch."""
-    target, binarize = s.likelihood.target, s.plain["data"].get("binarize")
+    """What depends on the class of the likelihood. The default needs no check, which would import torch."""
+    target, iwae = s.likelihood.target, s.objective.target == "vae.objectives.IWAE"
     if target == "vae.likelihoods.SquaredErrorHead" and s.callbacks.monitor not in ("dev/elbo", "dev/neg_elbo"):
-        if s.objective.target != "vae.objectives.IWAE":
+        if not iwae:
             return
     head = import_target("likelihood", target)
     if head.normalised and s.callbacks.monitor == "dev/unweighted_loss":
@@ -130,12 +130,12 @@ def _check_likelihood(s: Settings) -> None:
             f"callbacks.monitor={s.callbacks.monitor}: likelihood={head.__name__} is not normalised and has no ELBO in "
             "nats; take callbacks.monitor=dev/loss or a normalised likelihood such as likelihood=gaussian"
         )
-    if not head.normalised and s.objective.target == "vae.objectives.IWAE":
+    if not head.normalised and iwae:
         raise InputError(
-            "objective=iwae: importance weights need a likelihood in nats, and likelihood=squared_error is not "
-            "normalised; take likelihood=gaussian (or another normalised one), or objective=elbo"
+            f"objective=iwae: importance weights need a likelihood in nats, and {head.__name__} is not normalised; "
+            "take likelihood=gaussian (or another normalised one), or objective=elbo"
         )
-    if getattr(head, "binary_only", False) and binarize == "none":
+    if getattr(head, "binary_only", False) and s.plain["data"].get("binarize") == "none":
         raise InputError(
             "likelihood=bernoulli: data.binarize=none leaves grey levels, and it is defined on 0 and 1 only; "
             "take data.binarize=dynamic (or static, threshold), or likelihood=continuous_bernoulli"
