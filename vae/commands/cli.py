@@ -99,6 +99,23 @@ def explore(
     explore(run, output, images, checkpoint, tuple(trust or ()))
 
 
+@app.command(rich_help_panel=RUNS)
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN|SWEEP", help="A run, or a folder of runs.", show_default=False)],
+    output: OutputPage = Path("page.html"),
+    images: ImagesOption = 1000,
+    checkpoint: CheckpointOption = Checkpoint.best,
+    trust: TrustOption = None,
+) -> None:
+    """Write a run, or a sweep, on one page: results, curves, figures, configuration, and the latent explorer.
+
+    Example: vae report outputs/mine -o page.html
+    """
+    from vae.commands.report import report
+
+    report(run, output, images, checkpoint, tuple(trust or ()))
+
+
 @app.command(rich_help_panel=MACHINE)
 def bench(
     overrides: Overrides = None,
