@@ -17,6 +17,7 @@ from vae.run.sweep import RunRecord, list_runs, natural
 CURVES = 10  # lines that a legend still tells apart
 BEST = 3  # runs side by side
 SHOWN = ("reconstructions", "samples", "losses")
+ABSENT = "absent"
 COLUMNS = ("test/nll", "test/loss", "test/reconstruction", "test/kl", "test/active_units", "seconds")
 
 
@@ -67,13 +68,19 @@ def metrics_of(record: RunRecord) -> dict[str, Any]:
 
 
 def varying_keys(records: Iterable[RunRecord]) -> list[str]:
-    """The keys that differ between these runs, those of the upper levels first."""
-    seen = defaultdict(set)
+    """The keys that differ between these runs, those of the upper levels first.
+
+    Of keys that tell the same runs apart, as those of a network's kind do, one stands for all.
+    """
     flat = [dict(leaves(settings_of(record))) for record in records]
-    for name in {name for one in flat for name in one}:
-        seen[name] = {show(one[name]) if name in one else "absent" for one in flat}
-    names = [name for name, values in seen.items() if len(values) > 1 and name not in NOT_IDENTITY]
-    return sorted(names, key=lambda name: (name.count("."), name))
+    names = {name for one in flat for name in one} - set(NOT_IDENTITY)
+    kept: dict[tuple[int, ...], str] = {}
+    for name in sorted(names, key=lambda name: (name.count("."), not name.endswith("_target_"), name)):
+        values = [show(one[name]) if name in one else ABSENT for one in flat]
+        apart = tuple(values.index(value) for value in values)  # for each run, the first one of its value
+        if len(set(apart)) > 1:
+            kept.setdefault(apart, name)
+    return list(kept.values())
 
 
 def group_values(title: str, records: list[RunRecord], varying: list[str]) -> dict[str, Any]:
@@ -96,8 +103,10 @@ def group_values(title: str, records: list[RunRecord], varying: list[str]) -> di
 
 
 def value_of(record: RunRecord, name: str) -> str:
+    """The value as the command line writes it; of a part, the name of its class."""
     flat = dict(leaves(settings_of(record)))
-    return show(flat[name]) if name in flat else "absent"
+    value = show(flat[name]) if name in flat else ABSENT
+    return value.rpartition(".")[2] if name.endswith("_target_") else value
 
 
 def table(records: list[RunRecord], keys: list[str], columns: list[str]) -> list[dict[str, Any]]:
@@ -138,7 +147,8 @@ def effects(records: list[RunRecord], keys: list[str], metric: str) -> list[dict
         }
         means = [statistics.fmean(metrics_of(record)[metric] for record in groups[value]) for value in values]
         line = {"name": "mean", "mode": "lines+markers", "x": values, "y": means}
-        chart = {"title": f"{metric} by {name}", "x": name, "y": "", "kind": "points", "series": [points, line]}
+        short = name.removesuffix("._target_")
+        chart = {"title": f"{metric} by {short}", "x": short, "y": "", "kind": "points", "series": [points, line]}
         drawn.append(chart)
     return drawn
 
