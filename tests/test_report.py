@@ -18,6 +18,7 @@ from vae.commands import report_sweep
 from vae.commands.meanings import meaning
 from vae.commands.report import charts, report
 from vae.errors import InputError
+from vae.run.compare import Row, Table
 from vae.run.sweep import RunRecord
 
 NAME = "a <script>alert(1)</script> run"
@@ -142,34 +143,32 @@ def test_an_unfinished_run_says_so(run: Path, tmp_path: Path) -> None:
     assert 'id="results"' not in text
 
 
-def test_the_sweep_s_table_has_a_row_a_configuration(sweep_page: Path) -> None:
-    text = sweep_page.read_text()
-    assert "1 of 4 runs are not finished" in text
-    head, *rows = [row for row in Cells(text).rows if "runs" in row or row[0] in ("2", "3")]
-    assert head[:4] == ["latent_dim", "model.encoder", "runs", "dev/loss"]
-    assert len({tuple(row[:2]) for row in rows}) == len(rows) == 3
-    assert {row[1] for row in rows} == {"MLPEncoder", "ConvEncoder"}
-    losses = [float(row[3]) for row in rows]
-    assert losses == sorted(losses)
+def test_the_sweep_s_page_holds_the_table_of_vae_compare(sweep_page: Path, sweep: Path) -> None:
+    rows = Cells(sweep_page.read_text()).rows
+    head = next(row for row in rows if "seeds" in row)
+    assert head[:4] == ["latent_dim", "model", "seeds", "dev/loss"]
+    shown = [row for row in rows if row and row[0] in ("2", "3")]
+    assert len({tuple(row[:2]) for row in shown}) == len(shown) == 3
+    assert {row[1] for row in shown} == {"mlp", "conv"}
+    assert "Not in the tables:" in sweep_page.read_text()
 
 
-def test_keys_that_vary_together_are_one() -> None:
-    kinds = {
-        "mlp": {"_target_": "vae.MLP", "hidden": [3]},
-        "conv": {"_target_": "vae.Conv", "channels": [4], "hidden": [5]},
-    }
-    records = [
-        RunRecord(Path(f"{kind}{seed}"), {"seed": seed, "model": {"encoder": kinds[kind]}}, {}, "finished")
-        for kind in kinds
-        for seed in (0, 1)
+def test_the_best_run_is_the_one_with_the_lowest_loss_or_the_highest_elbo() -> None:
+    runs = [
+        RunRecord(Path(str(n)), {}, {"dev/loss": n, "dev/elbo": n, "dev/neg_elbo": n}, "finished") for n in (2, 1, 3)
     ]
-    assert report_sweep.varying_keys(records) == ["seed", "model.encoder._target_"]
-    assert report_sweep.varying_keys(records[:1]) == []
+    row = Row({"k": "v"}, dict(enumerate(runs)))
+    table = Table(["dev/loss"], {}, [row], row)
+    for metric, best in {"dev/loss": "1", "dev/elbo": "3", "dev/neg_elbo": "1"}.items():
+        assert report_sweep.best_first(table, metric)[0][1].name == best
 
 
-def test_seeds_are_pooled_with_their_standard_error() -> None:
-    assert report_sweep.mean_and_error([1.0, 3.0]) == "2 ± 1"
-    assert report_sweep.mean_and_error([1.5]) == "1.5"
+def test_effects_are_means_over_all_other_keys() -> None:
+    runs = {(a, b): RunRecord(Path("r"), {}, {"m": 10 * a + b}, "finished") for a in (1, 2) for b in (3, 5)}
+    rows = [Row({"a": str(a), "b": str(b)}, {0: run}) for (a, b), run in runs.items()]
+    (effect, _), series = report_sweep.effects(rows, ["a", "b"], "m"), ["runs", "mean"]
+    assert [one["name"] for one in effect["series"]] == series
+    assert effect["series"][1] == {"name": "mean", "mode": "lines+markers", "x": ["1", "2"], "y": [14, 24]}
 
 
 def test_a_folder_of_runs_without_a_result_is_refused(run: Path, tmp_path: Path) -> None:

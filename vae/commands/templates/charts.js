@@ -22,7 +22,7 @@
       margin: { l: 50, r: 10, t: 10, b: 40 }, hovermode: data.kind === "points" ? "closest" : "x unified",
       hoverlabel: { bgcolor: dark.matches ? "#202326" : "#fff", font: { color: colour } },
       legend: { orientation: "h", y: -0.2 }, showlegend: data.series.length > 1,
-      xaxis: { ...axis, title: { text: data.x }, ...(data.x === "epoch" && data.series[0].x.length < 9 ? { dtick: 1 } : {}) }, yaxis: { ...axis, ...spread(data) },
+      xaxis: { ...axis, title: { text: data.x }, ...(data.kind === "points" ? { type: "category", categoryarray: data.series.at(-1).x } : {}), ...(data.x === "epoch" && data.series[0].x.length < 9 ? { dtick: 1 } : {}) }, yaxis: { ...axis, ...spread(data) },
     };
   }
 
