@@ -22,6 +22,7 @@ NOT_IDENTITY = (
     "trainer.accelerator", "trainer.enable_progress_bar", "trainer.fast_step",
     "data.root", "data.mirrors", "data.timeout", "data.num_workers", "data.eval_batch_size", "data.resident",
     "callbacks.checkpoint_minutes", "callbacks.figures_every", "evaluation.cache_dir",
+    "evaluation.formats", "evaluation.dpi",
 )  # fmt: skip
 
 GROUPS = ("model", "likelihood", "data", "trainer", "callbacks")
@@ -241,7 +242,8 @@ def upgrade(plain: Plain) -> Plain:
         name = "dev/unweighted_loss" if "reconstruct" in plain["likelihood"] else "dev/neg_elbo"
         plain = plain | {"callbacks": plain["callbacks"] | {"monitor": name}}
     trainer, callbacks = {"fast_step": True, **plain["trainer"]}, {"extra": {}, **plain["callbacks"]}
-    return {"logger": {}, **plain, "trainer": trainer, "callbacks": callbacks}
+    evaluation = {"formats": ["png"], "dpi": None, **plain.get("evaluation", {})}
+    return {"logger": {}, **plain, "trainer": trainer, "callbacks": callbacks, "evaluation": evaluation}
 
 
 def write(path: Path, text: str) -> None:
