@@ -405,6 +405,23 @@ def explore(
 
 
 @app.command(rich_help_panel=RUNS)
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN|SWEEP", help="A run, or a folder of runs.", show_default=False)],
+    output: OutputPage = Path("page.html"),
+    images: ImagesOption = 1000,
+    checkpoint: CheckpointOption = Checkpoint.best,
+    trust: TrustOption = None,
+) -> None:
+    """Write a run, or a sweep, on one page: results, curves, figures, configuration, and the latent explorer.
+
+    Example: vae report outputs/mine -o page.html
+    """
+    from vae.commands.report import report
+
+    report(run, output, images, checkpoint, tuple(trust or ()))
+
+
+@app.command(rich_help_panel=RUNS)
 def compare(
     folders: Annotated[list[str], typer.Argument(metavar="DIR...", help="Folders with runs.", show_default=False)],
     metric: Annotated[list[str] | None, typer.Option(help="A column; the first is tested. Repeatable.")] = None,
