@@ -21,7 +21,7 @@
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour, family: "system-ui, sans-serif" },
       margin: { l: 50, r: 10, t: 10, b: 40 }, hovermode: data.kind === "points" ? "closest" : "x unified",
       hoverlabel: { bgcolor: dark.matches ? "#202326" : "#fff", font: { color: colour } },
-      legend: { orientation: "h", y: -0.2 }, showlegend: data.series.length > 1,
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" }, showlegend: data.series.length > 1,
       xaxis: { ...axis, title: { text: data.x }, ...(data.kind === "points" ? { type: "category", categoryarray: data.series.at(-1).x } : {}), ...(data.x === "epoch" && data.series[0].x.length < 9 ? { dtick: 1 } : {}) }, yaxis: { ...axis, ...spread(data) },
     };
   }
@@ -100,4 +100,5 @@
   }
   dark.addEventListener("change", () => charts.forEach(draw));
   window.charts = charts;
+  performance.mark("charts");
 })();

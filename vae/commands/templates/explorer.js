@@ -366,5 +366,6 @@
   showStrip();
   show();
   root.setAttribute("aria-busy", "false");
+  performance.mark("explorer");
   window.explorer = { state, model, nearest, seen, show };
 })();
