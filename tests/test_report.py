@@ -223,13 +223,16 @@ def test_charts_are_drawn_and_read_by_keyboard(opened: Callable[[Path], Any], pa
 
     driver = opened(page)
     chart = driver.find_element("css selector", ".chart")
+    driver.execute_script("arguments[0].scrollIntoView()", chart)
+    wait(driver, "document.querySelector('.chart .scatterlayer') !== null")
     assert len(chart.find_elements("css selector", ".scatterlayer .trace")) == 3
     before = driver.execute_script("return arguments[0]._fullLayout.yaxis.range", chart)
     chart.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
+    wait(driver, "document.querySelector('.chart + [role=status]').textContent.includes('epoch 2')")
     said = driver.find_element("css selector", ".chart + [role=status]").text
     assert re.fullmatch(r"train_eval/loss, epoch 2: [\d.]+", said)
     chart.send_keys("+")
-    frame(driver)
+    wait(driver, "document.querySelector('.chart')._fullLayout.yaxis.autorange === false")
     after = driver.execute_script("return arguments[0]._fullLayout.yaxis.range", chart)
     assert before[0] < after[0] < after[1] < before[1]
 
@@ -249,6 +252,8 @@ def test_it_prints(opened: Callable[[Path], Any], page: Path) -> None:
     driver = opened(page)
     printed = driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
     assert base64.b64decode(printed["data"]).startswith(b"%PDF")
+    charts = driver.find_elements("css selector", ".chart")
+    assert len(driver.find_elements("css selector", ".chart .scatterlayer")) == len(charts) > 2
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     colour = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
@@ -288,6 +293,8 @@ def test_screenshots_for_the_docs(browser: Any, run: Path, tmp_path: Path) -> No
     assert len(set(browser.execute_script("return Array.from(window.explorer.seen())"))) > 1
     for name, selector in {"report_page": "#results", "report_curves": "#curves", "explorer": "#explorer"}.items():
         browser.execute_script("document.querySelector(arguments[0]).scrollIntoView()", selector)
+        if selector == "#curves":
+            wait(browser, "document.querySelectorAll('.chart .scatterlayer').length > 1")
         frame(browser)
         browser.save_screenshot(str(folder / f"{name}.png"))
         with Image.open(folder / f"{name}.png") as shown:
