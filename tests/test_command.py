@@ -23,8 +23,9 @@ from omegaconf import OmegaConf
 from vae.errors import InputError
 from vae.run import command
 from vae.run.directory import Run, read_settings
+from vae.run.jobs import directory_of
 from vae.run.keys import CONF, known_keys
-from vae.run.process import directory_of, in_a_child, log_to
+from vae.run.process import in_a_child, log_to
 from vae.training.checkpoints import load
 
 # --- help -------------------------------------------------------------------------------------------------------------

@@ -203,6 +203,7 @@ class Evaluation(Section):
     generated: CountOrZero = key("prior samples that it sees", 10_000)
     cache_dir: Text = key("where the classifier is kept", "outputs/.cache")
     probes: bool = key("kNN and a linear probe on the posterior means", True)
+    figures: bool | None = key("pictures at the end; null: not of a sweep's runs, `vae evaluate RUN` draws them", True)
 
 
 class Halves(Section):
