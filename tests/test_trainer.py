@@ -1,5 +1,6 @@
 """What a run's trainer is made of, what it shows on a terminal, and which sizes are refused before it is built."""
 
+import importlib.util
 import os
 import pty
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, SHORT, process, settings_of
+from conftest import ROOT, SHORT, process, settings_of, train
 from lightning import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger
 
@@ -19,8 +20,8 @@ from vae.errors import InputError
 from vae.run.build import build
 from vae.run.directory import Run
 from vae.run.trainer import build_parts, prepared_trainer
-from vae.training.callbacks import duration
 from vae.training.history import EventFileLogger
+from vae.words import duration
 
 pytestmark = pytest.mark.usefixtures("digits_once")
 
@@ -38,7 +39,7 @@ class Mine(Callback):
 
 def test_own_callbacks_and_loggers_come_by_configuration(tmp_path: Path, undrawn: None) -> None:
     mine = ("+callbacks.extra.mine._target_=test_trainer.Mine", "+callbacks.extra.mine.every=3")
-    s = settings_of(*SHORT, *mine, "logger=csv", f"run_dir={tmp_path / 'run'}")
+    s = settings_of(*SHORT, *mine, "logger=[tensorboard,csv]", f"run_dir={tmp_path / 'run'}")
     lit, data = build(s)
     run = Run(tmp_path / "run", s)
     with run.open(), prepared_trainer(run, lit, data) as (trainer, _):
@@ -50,6 +51,32 @@ def test_own_callbacks_and_loggers_come_by_configuration(tmp_path: Path, undrawn
         assert [type(logger) for logger in trainer.loggers] == [EventFileLogger, CSVLogger]
     assert "dev/loss" in (run.directory / "metrics.csv").read_text()
     assert list(run.directory.glob("events.out.tfevents.*"))
+
+
+def test_mlflow_and_wandb_take_the_metrics(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's own loggers, offline: MLflow in a file, wandb in the run's folder; no TensorBoard beside them."""
+    mlflow = pytest.importorskip("mlflow", reason="pip install '.[mlflow]'")
+    wandb = importlib.util.find_spec("wandb") is not None
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    chosen = ("logger=[mlflow,wandb]", "logger.wandb.offline=true") if wandb else ("logger=mlflow",)
+    loss = train(*SHORT, *chosen, "run_dir=run")
+    client = mlflow.MlflowClient("sqlite:///mlflow.db")
+    (logged,) = client.search_runs([client.get_experiment_by_name("vae").experiment_id])
+    assert logged.info.run_name == "run"
+    assert logged.data.metrics["dev/loss"] == pytest.approx(loss, rel=1e-5)
+    assert not list(Path("run").glob("events.out.tfevents.*"))
+    assert not wandb or list(Path("run/wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_a_logger_whose_package_is_absent_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vae.run.settings.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"^logger=wandb: wandb is not installed; pip install '\.\[wandb\]'$"):
+        settings_of(*SHORT, "logger=wandb")
+    with pytest.raises(
+        InputError, match=r"^logger\.csv\.nam=x: lightning\.pytorch\.loggers\.CSVLogger takes no such key; "
+    ):
+        settings_of(*SHORT, "logger=csv", "+logger.csv.nam=x")
 
 
 def test_a_part_of_another_kind_is_refused() -> None:

@@ -58,7 +58,11 @@ def test_help_answers_without_torch_and_lists_every_verb(
             "see vae evaluate --help",
         ),
         (("show",), "vae show: Missing argument 'RUN'; see vae show --help"),
-        (("show", "."), ".: is not a run (no config.yaml); name a folder that train.py wrote, such as outputs/mine"),
+        (
+            ("show", "."),
+            ".: is not a run (no config.yaml); name a folder that train.py wrote, such as outputs/mine; "
+            "train one: vae train data=digits run_dir=outputs/mine",
+        ),
         (("evaluate", ".", "smples=3"), "smples=3: there is no such key; did you mean evaluation.samples?"),
         (("evaluate", ".", "samples=-1"), "samples=-1: must be a whole number of at least 0; for example samples=500"),
         (("bench", "--turns", "-1"), "--turns=-1: must be a whole number of at least 1; for example --turns 3"),

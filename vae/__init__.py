@@ -7,13 +7,13 @@ if TYPE_CHECKING:
     from vae.data import ImageDataModule
     from vae.model import VAE
     from vae.objectives import ELBO, IWAE
-    from vae.run.load import load_run
+    from vae.run.load import load_run, runs
     from vae.training.lit import LitVAE
 
-__all__ = ["ELBO", "IWAE", "VAE", "ImageDataModule", "LitVAE", "load_run"]
+__all__ = ["ELBO", "IWAE", "VAE", "ImageDataModule", "LitVAE", "load_run", "runs"]
 HOMES = {
     "ELBO": "vae.objectives", "IWAE": "vae.objectives", "VAE": "vae.model", "ImageDataModule": "vae.data",
-    "LitVAE": "vae.training.lit", "load_run": "vae.run.load",
+    "LitVAE": "vae.training.lit", "load_run": "vae.run.load", "runs": "vae.run.load",
 }  # fmt: skip
 
 

@@ -18,8 +18,8 @@ Batch = tuple[Tensor, Tensor]
 
 
 def as_floats(images: Tensor) -> Tensor:
-    """uint8 grey levels 0..255 as float32 in [0, 1], on the same device."""
-    return images.float().div_(255)
+    """uint8 grey levels 0..255 as float32 in [0, 1], on the same device; floats stay as they are."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
 class Images(Dataset[Batch]):

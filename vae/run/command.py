@@ -58,12 +58,24 @@ def prepare(arguments: list[str]) -> list[str]:
     flags = list(arguments)
     for override in overrides:
         flags.remove(override)
-    return with_run_dir([*flags, *open_own_parts(overrides)])
+    return with_run_dir([*flags, *open_own_parts([quote(override) for override in overrides])])
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """Hydra's own parser takes overrides on one side of `-m` only."""
     return get_args_parser().parse_intermixed_args(arguments)
+
+
+def quote(override: str) -> str:
+    """A value with `=`, as in the name of a sweep's folder, in the quotes that Hydra wants around it."""
+    key, _, value = override.partition("=")
+    if "=" not in value:
+        return override
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return f"{key}='" + value.replace("'", "\\'") + "'"
+    return override
 
 
 def open_own_parts(overrides: list[str]) -> list[str]:

@@ -229,7 +229,9 @@ class Settings(Section):
     scheduler: _part(Scheduler)  # type: ignore[valid-type]
     trainer: Trainer
     callbacks: Callbacks
-    logger: dict[str, OwnPart] = key("your own loggers beside TensorBoard: logger.NAME._target_=mypkg.MyLogger", {})
+    logger: dict[str, OwnPart] = key(
+        "where metrics go: logger=[tensorboard,csv], or your own: logger.NAME._target_=mypkg.MyLogger", {}
+    )
     evaluation: Evaluation
 
     _plain: Plain = PrivateAttr(default_factory=dict)

@@ -3,26 +3,35 @@
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from torch import Tensor
 
+from vae.data.batches import as_floats
 from vae.data.module import ImageDataModule
 from vae.errors import InputError
+from vae.evaluation.estimates import bounds
 from vae.model import VAE
 from vae.run.build import build_data, build_lit, build_vae
-from vae.run.directory import MAY_GROW, Run, describe_differences, differences, read_settings
-from vae.run.keys import Plain
+from vae.run.directory import MAY_GROW, Run, describe_differences, differences, read_metrics, read_settings, upgrade
+from vae.run.find import HOME, find_run, require_checkpoint
+from vae.run.keys import Plain, Settings, leaves
 from vae.run.own_parts import distrust
-from vae.run.settings import verify
+from vae.run.settings import read, verify
+from vae.run.sweep import list_runs
 from vae.training import checkpoints
 from vae.training.lit import LitVAE
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 class TrainedRun(Run):
     """A run whose model is loaded, in eval mode; its data are read when they are asked for."""
 
     lit: LitVAE
+    which: str = "best"  # the checkpoint
     data_root: str | None = None
 
     @property
@@ -33,16 +42,58 @@ class TrainedRun(Run):
     def data(self) -> ImageDataModule:
         """The images that it was trained on; a relative `data.root` is taken from where the run was started."""
         plain = self.settings.plain["data"]
-        root = self.data_root or self._root(plain.get("root"))
-        self.settings.plain["data"] = plain | ({} if root is None else {"root": root})
+        for name in ("root", "path"):
+            if name in plain:
+                plain = plain | {name: self.data_root or self._found_again(plain[name])}
+        self.settings.plain["data"] = plain
         return build_data(self.settings)
 
-    def _root(self, root: str | None) -> str | None:
+    def _found_again(self, place: str | None) -> str | None:
         record = self.directory / ".hydra" / "hydra.yaml"
-        if root is None or Path(root).is_absolute() or Path(root).exists() or not record.exists():
-            return root
-        started = Path(yaml.safe_load(record.read_text())["runtime"]["cwd"], root)
-        return str(started) if started.exists() else root
+        if place is None or Path(place).is_absolute() or Path(place).exists() or not record.exists():
+            return place
+        started = Path(yaml.safe_load(record.read_text())["runtime"]["cwd"], place)
+        return str(started) if started.exists() else place
+
+    @property
+    def history(self) -> "DataFrame":
+        """The metrics of each epoch, one row an epoch."""
+        last = self.checkpoint("last")
+        state = checkpoints.load(last if last.exists() else self.checkpoint(self.which))
+        return frame(state["callbacks"]["History"]["rows"])
+
+    def log_prob(self, x: Tensor, samples: int = 500, seed: int = 0) -> Tensor:
+        """log p(x) (N,) of images (N, C, H, W), uint8 or floats in [0, 1], in nats: the importance-weighted bound.
+
+        Raises InputError where the likelihood has no nats, or is not defined on these images.
+        """
+        if not self.vae.likelihood.normalised:
+            raise InputError(
+                f"{self.directory}: likelihood={type(self.vae.likelihood).__name__} is not normalised, so images have "
+                "no log p(x); train with a normalised one, such as likelihood=gaussian"
+            )
+        self.vae.likelihood.check(as_floats(x))
+        return bounds(self.vae, x, samples, seed)[1]
+
+
+def frame(rows: list[dict[str, Any]]) -> "DataFrame":
+    """A table of pandas; raises InputError where that is not installed."""
+    try:
+        from pandas import DataFrame
+    except ImportError as error:
+        raise InputError("pandas is not installed; pip install 'vae-lightning[frames]'") from error
+    return DataFrame(rows)
+
+
+def runs(*roots: str | os.PathLike[str]) -> "DataFrame":
+    """The runs below these folders (`outputs` where none is named), a row each: status, settings, metrics."""
+    rows = []
+    for record in list_runs(*roots or (HOME,)):
+        settings = dict(leaves(record.settings or {}))
+        metrics = {name: value for name, value in (record.metrics or {}).items() if name != "provenance"}
+        place = {"run": str(record.directory), "status": record.status, "message": record.message}
+        rows.append(place | settings | metrics)
+    return frame(rows)
 
 
 def load_run(
@@ -51,23 +102,37 @@ def load_run(
     data_root: str | os.PathLike[str] | None = None,
     trust: tuple[str, ...] = (),
 ) -> TrainedRun:
-    """A trained model from its run directory; `which` is `best` or `last`.
+    """A trained model from its run directory, a checkpoint file, or `latest`; `which` is `best` or `last`.
 
     Parts from outside this project are built, and so executed, only where `trust` names their package. Raises
-    InputError, one line, for a directory that is no run and a checkpoint that is missing, damaged or foreign.
+    InputError, one line, for what is no run and a checkpoint that is missing, damaged or foreign.
     """
-    path = Path(directory) / "config.yaml"
-    if not path.exists():
-        raise InputError(f"{directory}: is not a run (no config.yaml); name a folder that train.py wrote")
-    plain = read_settings(path)
+    found = find_run(directory)
+    which = found.which or which
+    path = found.file or found.directory / "checkpoints" / f"{which}.ckpt"
+    alone = upgrade(checkpoints.load(path)["vae"]["settings"]) if found.file else None
+    plain = alone or read_settings(found.directory / "config.yaml")
     distrust(plain, trust)
-    run = TrainedRun(Path(directory), verify(plain))
-    run.data_root = None if data_root is None else os.fspath(data_root)
-    checkpoint = checkpoints.load(run.checkpoint(which))
+    run = TrainedRun(found.directory, verified(plain, found.directory))
+    run.which, run.data_root = which, None if data_root is None else os.fspath(data_root)
+    require_checkpoint(found, which)
+    checkpoint = checkpoints.load(path)
     shape = checkpoint["vae"].get("image_shape") or run.data.image_shape  # runs before 0.2 kept no shape
     run.lit = build_lit(run.settings, build_vae(run.settings, tuple(shape))).eval()
-    load_weights(run.lit, run.checkpoint(which), checkpoint)
+    load_weights(run.lit, path, checkpoint)
     return run
+
+
+def verified(plain: Plain, directory: Path) -> Settings:
+    """A run's settings; raises InputError for those of another version, with the commit that wrote them."""
+    try:
+        read(plain)
+    except InputError as error:
+        metrics = read_metrics(directory / "metrics.json") or {}
+        commit = metrics.get("provenance", {}).get("git_commit")
+        advice = f"check out commit {commit[:12]}, which wrote it" if commit else "take the version that wrote it"
+        raise InputError(f"{directory / 'config.yaml'}: does not fit this version ({error}); {advice}") from error
+    return verify(plain)
 
 
 def load_weights(lit: LitVAE, path: Path, checkpoint: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def check_own_part(group: str, node: Plain) -> None:
     parameters = inspect.signature(made).parameters
     given = {name: value for name, value in node.items() if not name.startswith("_")}
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    handed_in = {"save_dir", "purge_step"} if group.startswith("logger.") else HANDED_IN.get(group, set())
+    handed_in = {"save_dir", "purge_step", "id"} if group.startswith("logger.") else HANDED_IN.get(group, set())
     known = [name for name in parameters if name not in handed_in]
     for name, value in given.items():
         if name not in parameters and not takes_all:

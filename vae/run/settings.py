@@ -1,15 +1,20 @@
 """Whether a configuration can be used, key by key and taken together, and what follows from it."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from vae.errors import InputError
-from vae.run.keys import Plain, Settings, known_keys, nearest, show, targets
+from vae.run.keys import CONF, Plain, Settings, known_keys, nearest, show, targets
 from vae.run.own_parts import GROUPS_OF_PARTS, check_own_part, import_target
+
+EXTRAS = ("mlflow", "wandb")  # loggers that need a package of the same name
 
 
 def resolve(cfg: DictConfig) -> Plain:
@@ -52,8 +57,19 @@ def _own_parts(plain: Plain) -> Iterator[tuple[str, Plain]]:
         node = _at(plain, group)
         if group in own and not (isinstance(node, dict) and node.get("_target_")):
             raise InputError(f"{group}: names no part; give {group}._target_=package.module.Name")
-        if isinstance(node, dict) and (group in own or node.get("_target_") not in targets()):
+        if isinstance(node, dict) and node.get("_target_") not in targets() and not _is_preset(group, node):
             yield group, node
+
+
+def _is_preset(group: str, node: Plain) -> bool:
+    """Whether a file of conf/ names this logger and these keys; raises InputError where its package is absent."""
+    file = Path(CONF, *group.split(".")).with_suffix(".yaml")
+    preset = yaml.safe_load(file.read_text())[file.stem] if group.startswith("logger.") and file.exists() else {}
+    if node["_target_"] != preset.get("_target_"):
+        return False
+    if file.stem in EXTRAS and find_spec(file.stem) is None:
+        raise InputError(f"logger={file.stem}: {file.stem} is not installed; pip install '.[{file.stem}]'")
+    return node.keys() <= preset.keys()
 
 
 def _at(plain: Plain, dotted: str) -> Any:

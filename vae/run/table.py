@@ -102,9 +102,9 @@ def closing_lines(run: Run, metrics: dict[str, Any]) -> list[str]:
     if "dev/unweighted_loss" in metrics:
         lines.append("the likelihood is not normalised: this loss compares with no other likelihood's nats")
     root = run.directory if run.directory.is_absolute() else Path(run.directory.parts[0])
-    return [
-        *lines,
-        f"run:      {run.directory}",
-        f"pictures: {run.directory / ('figures_last' if last else 'figures')}",
-        f"curves:   tensorboard --logdir {root}",
-    ]
+    if any(run.directory.glob("events.out.tfevents.*")):
+        curves = [f"curves:   tensorboard --logdir {root}"]
+    else:
+        curves = []
+    pictures = run.directory / ("figures_last" if last else "figures")
+    return [*lines, f"run:      {run.directory}", f"pictures: {pictures}", *curves]

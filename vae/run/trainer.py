@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from inspect import signature
 from typing import Any, TypeVar
 
@@ -32,8 +33,6 @@ from vae.training.signals import GracefulStop
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-DEFAULT_LOGGERS = {"tensorboard": {"_target_": "vae.training.history.EventFileLogger"}}
 
 
 def build_parts(group: str, nodes: dict[str, Any], kind: type[T], **known: Any) -> list[T]:
@@ -66,11 +65,13 @@ def build_trainer(
         callbacks.append(EarlyStopping(monitor, patience=patience, mode=mode, check_finite=False))
     callbacks += build_parts("callbacks.extra", settings.plain["callbacks"]["extra"], Callback)
     best = SaveBest(run.checkpoint_directory, monitor, mode)
-    place = {"save_dir": str(run.directory), "purge_step": _purge(run)}
+    # a resumed run goes on in the same event files, and under the same name at Weights & Biases
+    name = sha256(str(run.directory.resolve()).encode()).hexdigest()[:16]
+    place = {"save_dir": str(run.directory), "purge_step": _purge(run), "id": name}
     trainer = Trainer(
         **options,
         callbacks=[*callbacks, best, last, stop],  # those that save and stop come last
-        logger=build_parts("logger", DEFAULT_LOGGERS | settings.plain["logger"], Logger, **place),  # type: ignore[type-abstract]  # for isinstance
+        logger=build_parts("logger", settings.plain["logger"], Logger, **place),  # type: ignore[type-abstract]  # for isinstance
         plugins=[DurableCheckpointIO()],
         profiler=NullProfiler(),
         enable_progress_bar=bar,
