@@ -46,7 +46,7 @@ def test_help_names_every_group_option_and_key_before_torch_is_imported() -> Non
         options = {path.stem for path in folder.glob("*.yaml")} - {"base"}
         assert set(line[1].split(", ")) == options
     for example in re.findall(r"^ *python train\.py (.*?)(?:   .*)?$", text, re.MULTILINE):
-        command.check(example.split())
+        command.check(command.prepare(example.split()))
     for key in ("latent_dim", "run_dir", "data.root", "optimizer.lr", "trainer.max_epochs", "model.encoder.hidden"):
         assert key in text
 

@@ -16,6 +16,7 @@ from vae.evaluation import estimates
 from vae.likelihoods import GaussianHead, Likelihood, SquaredErrorHead
 from vae.model import VAE
 from vae.networks import MLPDecoder, MLPEncoder
+from vae.noise import seed_generators
 from vae.objectives import ELBO, IWAE, Terms
 from vae.run.build import build
 from vae.training.finiteness import NonFiniteWatch
@@ -180,7 +181,7 @@ def test_gradient_norm_is_that_of_the_epoch(epochs: int, first: int) -> None:
     logged = fit(lit_vae(), images(), seen, max_epochs=epochs).callback_metrics
     lit = lit_vae()
     lit.load_state_dict(seen.weights[first])
-    lit._seed_step(first, 0)
+    seed_generators(lit.step_seeds(0, first, 0, 1), lit.device)
     lit.objective(lit.train().vae, seen.batches[first][0], first).loss.backward()
     squares = [p.grad.square().sum() for p in lit.parameters() if p.grad is not None]
     assert logged["train/grad_norm"].item() == pytest.approx(torch.stack(squares).sum().sqrt().item())

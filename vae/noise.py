@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -38,6 +38,13 @@ class StepSeeds:
             places = [(rank, step + batch // batches_a_step - first, batch) for batch in ahead]
             self.known = {place: derive(self.seed, "step", *place) for place in places}
         return self.known[rank, step, batch_idx]
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Torch's own generators; torch.manual_seed would format a stack trace for every accelerator that is not there."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 Shape = torch.Size | list[int] | tuple[int, ...]
@@ -129,3 +136,12 @@ def fixed_noise(source: int | Noise) -> Iterator[None]:
         yield
     finally:
         _noise.reset(token)
+
+
+def shared_noise(
+    seed: int, step: int, batch_idx: int, rank: int, ranks: int, device: torch.device
+) -> AbstractContextManager[None]:
+    """Within it, processes draw z and x for the images that they share as one would; dropout is each one's own."""
+    if ranks == 1:
+        return nullcontext()
+    return fixed_noise(SharedNoise(derive(seed, "step", 0, step, batch_idx), rank, ranks, device))

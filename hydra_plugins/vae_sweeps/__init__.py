@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Override
 @dataclass
 class SweeperConf(BasicSweeperConf):
     _target_: str = "hydra_plugins.vae_sweeps.Sweeper"
+    preset: str | None = None  # a file of conf/sweep/, whose lines are sweeps that run as one; sweep=NAME sets it
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="runs", node=SweeperConf, provider="vae")
@@ -25,12 +26,17 @@ ConfigStore.instance().store(group="hydra/sweeper", name="runs", node=SweeperCon
 class Sweeper(BasicSweeper):
     """Jobs, names and folders are those of `vae.run.plan`; a job that fails is no exception here, but a `Failed`."""
 
+    def __init__(self, preset: str | None, **basic: Any) -> None:
+        super().__init__(**basic)
+        self.preset = preset
+
     def sweep(self, arguments: list[str]) -> Any:
         from vae.run import command, plan
 
         assert self.config is not None
         root = Path(self.config.hydra.sweep.dir)
-        self.jobs = command.plan_sweep([*self._parse_config(), *arguments])
+        preset = [] if self.preset is None else [f"{command.PRESET}{self.preset}"]
+        self.jobs = command.plan_sweep([*preset, *self._parse_config(), *arguments])
         os.environ["VAE_SWEEP"] = str(os.getpid())
         plan.say(plan.describe(root, self.jobs))
         with plan.Progress(root, self.jobs).lines():

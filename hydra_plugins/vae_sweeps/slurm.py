@@ -1,4 +1,4 @@
-"""submitit's Slurm launcher for runs that resume: a job that is lost does not stop the others, and sacct may be missing.
+"""submitit's Slurm launcher for runs that resume: a job that is lost stops no other, and sacct may be missing.
 
 Time limits come as SIGUSR1, on which a run saves and puts its job back into the queue (vae/training/signals.py).
 """
@@ -72,8 +72,8 @@ def lost_jobs_are_results() -> Iterator[None]:
             line = (str(error).strip().splitlines() or ["no message"])[0]
             return [JobReturn(_return_value=Failed(f"Slurm job {job.job_id}: {line}"), status=JobStatus.COMPLETED)]
 
-    Job.results = results  # type: ignore[method-assign]
+    Job.results = results  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        Job.results = original  # type: ignore[method-assign]
+        Job.results = original  # type: ignore[method-assign, assignment]

@@ -6,6 +6,7 @@ beside this one, which it imports when it is called: help and refusals wait for 
 
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,6 +30,10 @@ class Checkpoint(StrEnum):
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's directory.", show_default=False)]
 CheckpointOption = Annotated[Checkpoint, typer.Option(help="Which of the run's checkpoints.")]
 TrustOption = Annotated[list[str] | None, typer.Option(metavar="PACKAGE", help="Its parts may be built.")]
+OutputPage = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The page, one file for any browser.")]
+ImagesOption = Annotated[
+    int, typer.Option(min=0, help="Test images in the page; 0: none, and the data set need not be there.")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)]
 
 
@@ -75,6 +80,23 @@ def show(
     from vae.commands.show import show
 
     show(run, everything)
+
+
+@app.command(rich_help_panel=RUNS)
+def explore(
+    run: RunArgument,
+    output: OutputPage = Path("page.html"),
+    images: ImagesOption = 1000,
+    checkpoint: CheckpointOption = Checkpoint.best,
+    trust: TrustOption = None,
+) -> None:
+    """Write a page in which the latent space of a run is walked: move z, draw an image, go from one to another.
+
+    Example: vae explore outputs/mine -o page.html
+    """
+    from vae.commands.explore import explore
+
+    explore(run, output, images, checkpoint, tuple(trust or ()))
 
 
 @app.command(rich_help_panel=MACHINE)

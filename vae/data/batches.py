@@ -25,13 +25,20 @@ def as_floats(images: Tensor) -> Tensor:
 class Images(Dataset[Batch]):
     """uint8 images (N, C, H, W) and int64 labels (N,), indexed by a batch of indices (B,), 0 or more, on their device.
 
-    `repeat` lengthens the set without a copy, for benchmarks: index i is image i modulo N.
+    `repeat` lengthens the set without a copy, for benchmarks: index i is image i modulo N. `factors` (N, F) says what
+    each image was made from, where that is known.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, repeat: int = 1) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, repeat: int = 1, factors: Tensor | None = None) -> None:
         self.images = images
         self.labels = labels
         self.repeat = repeat
+        self.factors = factors
+
+    def take(self, rows: slice | Tensor) -> "Images":
+        """Some of the images, each once."""
+        factors = None if self.factors is None else self.factors[rows]
+        return Images(self.images[rows], self.labels[rows], factors=factors)
 
     def __len__(self) -> int:
         return len(self.images) * self.repeat

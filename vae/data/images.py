@@ -39,6 +39,13 @@ def read_image(path: Path, size: int | tuple[int, int] | None = None, mode: str 
         raise InputError(
             f"{path}: cannot be read as an image ({reason}); give a PNG or JPEG of 8 bits a channel"
         ) from error
+    return to_array(image, size, mode)
+
+
+def to_array(image: "Image", size: int | tuple[int, int] | None = None, mode: str | None = None) -> np.ndarray:
+    """PIL's image as uint8 (C, H, W)."""
+    from PIL import Image, ImageOps
+
     image = image.convert(mode or ("L" if image.mode in GREY else "RGB"))
     if size is not None:
         high, wide = (size, size) if isinstance(size, int) else size

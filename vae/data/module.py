@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -10,9 +11,12 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vae.data.axes import EXACT_PIXELS, leading_axes, principal_axes
 from vae.data.batches import Batch, EpochBatches, Images, ResumableLoader, _as_is, as_floats
-from vae.data.downloads import ensure
-from vae.data.sources import DEV_SIZES, NAMES, _at_least, _fits, _load_digits, _load_idx, _one_of
+from vae.data.downloads import SOURCES, ensure
+from vae.data.own import TORCHVISION, Loaded, RawSet, Size, read_arrays, read_folder, read_torchvision
+from vae.data.sources import NAMES, USUAL_SIZES, _at_least, _load_digits, _load_idx, _one_of
+from vae.data.sprites import GRID, make_sprites
 from vae.errors import InputError
 from vae.noise import derive
 
@@ -21,8 +25,6 @@ SPLITS = ("last", "random")
 BINARIZE = ("none", "threshold", "static", "dynamic")
 
 TRAIN_EVAL_SIZE = 10_000
-
-Loaded = tuple[Tensor, Tensor | None]  # images and, where there are any, labels
 
 LEAST_LIMIT_OF_WORKERS = 64  # a run of a larger machine loads on a smaller one
 
@@ -42,8 +44,9 @@ def _labeled(images: Tensor, labels: Tensor | None) -> Batch:
 class ImageDataModule(LightningDataModule):
     """train, dev and test images of one set, uint8 until on the device, then float32 in [0, 1].
 
-    `dev` is cut from the official training set: its last `dev_size` images in the file's order
-    (`split="last"`, the report's cut) or random ones (`split="random"`, drawn from `split_seed`).
+    `dev` is cut from the training set: its last `dev_size` images in the file's order (`split="last"`, the report's
+    cut) or random ones (`split="random"`, drawn from `split_seed`). A set that comes without a test set has `test`
+    cut from it before, in the same way.
     `train_eval` is the first 10,000 of `train`, to compare train and dev on the same terms. With
     `binarize="dynamic"` a training image is drawn anew at each visit (Burda et al. 2015), and every other
     set is drawn once, so that scores repeat.
@@ -57,6 +60,8 @@ class ImageDataModule(LightningDataModule):
     test: Images
     train_eval: Images
     md5: str  # of the raw files, or arrays: the same on every machine
+    class_names: list[str]  # none without labels
+    factor_names: list[str]  # of `factors`, which are known of sprites only
 
     def __init__(
         self,
@@ -65,7 +70,7 @@ class ImageDataModule(LightningDataModule):
         batch_size: int = 100,
         eval_batch_size: int = 1000,
         dev_size: int | None = None,
-        test_size: int = 300,  # of digits; the other sets come with theirs
+        test_size: int | None = None,  # of sets that come without a test set
         split: str = "last",
         split_seed: int = 0,
         binarize: str = "none",
@@ -75,15 +80,19 @@ class ImageDataModule(LightningDataModule):
         mirrors: list[str] | None = None,
         timeout: float = 30,
         resident: bool | None = None,
+        path: str | None = None,
+        size: Size = None,
+        mode: str | None = None,
+        grid: list[int] | None = None,
+        count: int | None = None,
     ) -> None:
         super().__init__()
         self.name = _one_of("name", name, NAMES)
         self.root = root
         self.batch_size = _at_least("batch_size", batch_size, 1)
         self.eval_batch_size = _at_least("eval_batch_size", eval_batch_size, 1)
-        dev_size = DEV_SIZES.get(name, 10_000) if dev_size is None else dev_size
-        self.dev_size = _at_least("dev_size", dev_size, 1)
-        self.test_size = _at_least("test_size", test_size, 1)
+        self.dev_size = None if dev_size is None else _at_least("dev_size", dev_size, 1)
+        self.test_size = None if test_size is None else _at_least("test_size", test_size, 1)
         self.split = _one_of("split", split, SPLITS)
         self.split_seed = _at_least("split_seed", split_seed, 0)
         self.binarize = _one_of("binarize", binarize, BINARIZE)
@@ -106,11 +115,12 @@ class ImageDataModule(LightningDataModule):
                 f"data.resident=true: the images are on the device, where data.num_workers={num_workers} processes "
                 "cannot read them; set data.num_workers=0"
             )
+        self.path, self.size, self.mode, self.grid, self.count = path, size, mode, grid, count
         self.is_set_up = False
 
     def prepare_data(self) -> None:
         """Makes the files available, by download if need be; touches nothing when all are right."""
-        if self.name != "digits" and not self.is_own and not self.is_set_up:
+        if self.name in SOURCES and not self.is_own and not self.is_set_up:
             ensure(self.name, self.root, self.mirrors, self.timeout)
 
     @property
@@ -118,12 +128,20 @@ class ImageDataModule(LightningDataModule):
         """Whether `load` was overridden, so that the set is none of the named ones."""
         return type(self).load is not ImageDataModule.load
 
-    def load(self) -> tuple[Loaded, Loaded, str]:
-        """uint8 images (N, C, H, W) and labels (N,), or None: the official training set, the test set, a fingerprint.
+    def load(self) -> RawSet | tuple[Loaded, Loaded | None, str]:
+        """uint8 images (N, C, H, W) and labels (N,), or None: the training set, the test set or None, a fingerprint.
 
         The place for a set of your own: the splits, the binarisation and the loaders follow from it.
         """
-        return _load_digits(self.test_size) if self.name == "digits" else _load_idx(self.name, self.root)
+        if self.name in TORCHVISION:
+            return read_torchvision(self.name, self.root, self.size, self.mode, self.timeout)
+        readers: dict[str, Callable[[], RawSet]] = {
+            "digits": _load_digits,
+            "folder": lambda: read_folder(self.path, self.size, self.mode),
+            "npz": lambda: read_arrays(self.path),
+            "sprites": lambda: make_sprites(self.grid or GRID, self.count, self.size, self.split_seed),
+        }
+        return readers[self.name]() if self.name in readers else _load_idx(self.name, self.root)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads, cuts and binarises the sets; a second call does nothing, whatever the stage."""
@@ -134,58 +152,59 @@ class ImageDataModule(LightningDataModule):
             )
         if self.is_set_up:
             return
-        train, test, self.md5 = self.load()
-        images, labels = _labeled(*train)
-        train_rows, dev_rows = self._rows(len(images))
-        grey = images[train_rows], labels[train_rows]
-        self.dev = Images(*self._binarized(images[dev_rows], labels[dev_rows], 1))
-        self.test = Images(*self._binarized(*_labeled(*test), 2))
-        if self.binarize == "dynamic":
-            self.train = Images(*grey, repeat=self.repeat)
-        else:
-            self.train = Images(*self._binarized(*grey, 0), repeat=self.repeat)
-        first = slice(TRAIN_EVAL_SIZE)
-        self.train_eval = Images(*self._fixed_draw(self.train.images[first], self.train.labels[first]))
+        raw = RawSet(*self.load())
+        images, labels = _labeled(*raw.train)
+        self.md5 = raw.md5
+        values, self.factor_names = raw.factors or (None, [])
+        whole = Images(images, labels, factors=values)
+        rest, test = self._cut("test_size", whole) if raw.test is None else (whole, Images(*_labeled(*raw.test)))
+        most = max(int(labels.max()), int(test.labels.max()))
+        self.class_names = raw.class_names or [str(label) for label in range(most + 1)]
+        train, dev = self._cut("dev_size", rest)
+        self.dev, self.test = self._binarized(dev, 1), self._binarized(test, 2)
+        self.train = train if self.binarize == "dynamic" else self._binarized(train, 0)
+        self.train_eval = self._fixed_draw(self.train.take(slice(TRAIN_EVAL_SIZE)))
+        self.train.repeat = self.repeat
         self.is_set_up = True
 
-    def _rows(self, size: int) -> tuple[Any, Any]:
-        """The rows of the official training set that are train and dev: slices or index tensors."""
-        _fits("dev_size", self.dev_size, size)
-        cut = size - self.dev_size
-        if self.split == "last":
-            return slice(cut), slice(cut, None)
-        generator = torch.Generator().manual_seed(derive(self.split_seed, "split"))
-        order = torch.randperm(size, generator=generator)
-        return order[:cut], order[cut:]
+    def _cut(self, key: str, images: Images) -> tuple[Images, Images]:
+        """The images that stay, and those that `dev_size` or `test_size` holds out."""
+        count = len(images)
+        size = getattr(self, key) or USUAL_SIZES[key].get(self.name) or max(1, count // 10)
+        if size >= count:
+            raise InputError(f"data.{key}={size}: leaves none of {count} images to train on; set it below {count}")
+        cut = count - size
+        if self.split == "last" or (self.name, key) == ("digits", "test_size"):  # digits come shuffled
+            return images.take(slice(cut)), images.take(slice(cut, None))
+        purpose = "split" if key == "dev_size" else "test split"
+        generator = torch.Generator().manual_seed(derive(self.split_seed, purpose))
+        order = torch.randperm(count, generator=generator)
+        return images.take(order[:cut]), images.take(order[cut:])
 
-    def _binarized(self, images: Tensor, labels: Tensor, split: int) -> Batch:
+    def _binarized(self, images: Images, split: int) -> Images:
+        x = images.images
         if self.binarize == "threshold":
-            images = (images >= 128).to(torch.uint8) * 255  # 127.5 is one half
+            x = (x >= 128).to(torch.uint8) * 255  # 127.5 is one half
         elif self.binarize != "none":
-            images = _draw(images, derive(self.seed, "binarize-static", split))
-        return images, labels
+            x = _draw(x, derive(self.seed, "binarize-static", split))
+        return Images(x, images.labels, factors=images.factors)
 
-    def _fixed_draw(self, images: Tensor, labels: Tensor) -> Batch:
+    def _fixed_draw(self, images: Images) -> Images:
         """Training images as an evaluation sees them: under dynamic binarisation one draw, the same each time."""
-        return self._binarized(images, labels, 0) if self.binarize == "dynamic" else (images, labels)
+        return self._binarized(images, 0) if self.binarize == "dynamic" else images
 
     @cached_property
     def train_fixed(self) -> Images:
         """All of `train`, in the form that dev and test have: what classifiers and neighbours are taken from."""
-        return Images(*self._fixed_draw(self.train.images, self.train.labels))
+        return self._fixed_draw(self.train.take(slice(None)))
 
     @cached_property
     def principal(self) -> tuple[Tensor, Tensor]:
-        """Of train's P pixels in [0, 1]: the mean (P,) and, as columns, the principal axes (P, P), greatest variance
-        first; float64."""
-        pixels, count = math.prod(self.image_shape), len(self.train.images)  # the first one reads the data
-        total, products = torch.zeros(pixels, dtype=torch.float64), torch.zeros(pixels, pixels, dtype=torch.float64)
-        for part in self.train.images.split(5000):  # all at once, as floats, would be the most memory that a run takes
-            x = as_floats(part).flatten(1)
-            total += x.sum(0)
-            products += x.T @ x
-        mean = total / count
-        return mean, torch.linalg.eigh(products / count - torch.outer(mean, mean)).eigenvectors.flip(1)
+        """Of train's P pixels in [0, 1]: the mean (P,) and, as columns, the principal axes (P, K), greatest variance
+        first; float64. K is P up to 4096 pixels, and 64 above, from at most 10,000 images.
+        """
+        pixels = math.prod(self.image_shape)  # reads the data
+        return principal_axes(self.train.images) if pixels <= EXACT_PIXELS else leading_axes(self.train.images[:10_000])
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -196,8 +215,13 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def classes(self) -> int:
-        """How many classes the training labels tell apart; 0 without labels."""
-        return int(self.train.labels.max()) + 1 if self.is_own else 10
+        """How many classes the labels tell apart; 0 without labels."""
+        return len(self.class_names)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a run keeps of its data, in plain containers: enough to use the model without them."""
+        return {"md5": self.md5, "class_names": self.class_names, "factor_names": self.factor_names}
 
     def _ensure_loaded(self) -> None:
         self.prepare_data()

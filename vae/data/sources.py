@@ -1,4 +1,4 @@
-"""Where images come from: idx files, scikit-learn's digits."""
+"""Where images come from, by name: idx files, scikit-learn's digits, people's own, sprites."""
 
 import hashlib
 from pathlib import Path
@@ -9,11 +9,22 @@ from torch.nn import functional as F
 
 from vae.data.batches import Batch
 from vae.data.downloads import FILES, SOURCES, raw_folder, read_idx
+from vae.data.own import TORCHVISION, RawSet
 from vae.errors import InputError
 
-NAMES = (*SOURCES, "digits")
+NAMES = (*SOURCES, "digits", "folder", "npz", "sprites", *TORCHVISION)
 
-DEV_SIZES = {"digits": 300}
+USUAL_SIZES = {  # of what is held out; of the other sets a tenth
+    "dev_size": {"digits": 300} | dict.fromkeys(SOURCES, 10_000),
+    "test_size": {"digits": 300},
+}
+
+TEN = [str(digit) for digit in range(10)]
+
+CLASS_NAMES = {
+    "fashion_mnist": ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"],
+    "kmnist": ["o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"],
+}
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> str:
@@ -41,17 +52,17 @@ def _read_pair(images: Path, labels: Path) -> Batch:
     return torch.from_numpy(x.copy()).unsqueeze(1), torch.from_numpy(y.astype(np.int64))
 
 
-def _load_idx(name: str, root: str | Path) -> tuple[Batch, Batch, str]:
-    """The official training set, the official test set, and the md5 of the four files one after the other."""
+def _load_idx(name: str, root: str | Path) -> RawSet:
+    """The official training and test set, and the md5 of the four files one after the other."""
     paths = [raw_folder(name, root) / file for file in FILES]
     train, test = _read_pair(*paths[:2]), _read_pair(*paths[2:])
     digest = hashlib.md5(usedforsecurity=False)
     for path in paths:
         digest.update(path.read_bytes())
-    return train, test, digest.hexdigest()
+    return RawSet(train, test, digest.hexdigest(), CLASS_NAMES.get(name, TEN))
 
 
-def _load_digits(test_size: int) -> tuple[Batch, Batch, str]:
+def _load_digits() -> RawSet:
     """scikit-learn's 1,797 digits, 8x8 levels 0..16, enlarged to 1x28x28, with the md5 of what it bundles.
 
     The set is ordered by writer, so it is shuffled, always in the same way; the test set is the end of it.
@@ -66,12 +77,4 @@ def _load_digits(test_size: int) -> tuple[Batch, Batch, str]:
     small = F.pad(small, (1, 1, 1, 1))  # a margin, as MNIST has: the digits touch the upper and lower edge
     images = F.interpolate(small, (28, 28), mode="bicubic").round().clamp(0, 255).to(torch.uint8)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    x, y = images[order], torch.from_numpy(labels)[order]
-    _fits("test_size", test_size, len(x))
-    cut = len(x) - test_size
-    return (x[:cut], y[:cut]), (x[cut:], y[cut:]), md5
-
-
-def _fits(key: str, value: int, size: int) -> None:
-    if value >= size:
-        raise InputError(f"data.{key}={value}: leaves none of {size} images to train on; set it below {size}")
+    return RawSet((images[order], torch.from_numpy(labels)[order]), None, md5, TEN)

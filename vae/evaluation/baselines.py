@@ -1,8 +1,5 @@
 """What trivial models leave of the squared error: the mean image, and PCA."""
 
-import logging
-import math
-
 import torch
 
 from vae.data.batches import as_floats
@@ -10,20 +7,13 @@ from vae.data.module import ImageDataModule
 from vae.likelihoods import SquaredErrorHead
 from vae.model import VAE
 
-log = logging.getLogger(__name__)
-
-PIXELS = 4096  # the principal axes of larger images would take gigabytes
-
 
 def baselines(vae: VAE, data: ImageDataModule) -> dict[str, float]:
     """What trivial models leave of dev's squared error: the mean training image, and PCA with as many components."""
     if not isinstance(vae.likelihood, SquaredErrorHead):
         return {}
-    if math.prod(vae.image_shape) > PIXELS:
-        log.info("no PCA baselines: %d values an image are more than %d", math.prod(vae.image_shape), PIXELS)
-        return {}
     mean, axes = data.principal
-    wanted = [n for n in sorted({2, 4, 8, 16, 32, vae.latent_dim}) if n < axes.shape[1]]
+    wanted = [n for n in sorted({2, 4, 8, 16, 32, vae.latent_dim}) if n < len(mean) and n <= axes.shape[1]]
     whole, kept = torch.zeros((), dtype=torch.float64), torch.zeros(wanted[-1], dtype=torch.float64)
     for part in data.dev.images.split(1000):
         centred = as_floats(part).flatten(1).double() - mean

@@ -67,7 +67,7 @@ def build_model(settings: Settings, data: ImageDataModule) -> LitVAE:
     if settings.compile:
         vae.encoder.compile(mode=settings.compile)
         vae.decoder.compile(mode=settings.compile)
-    return build_lit(settings, vae)
+    return build_lit(settings, vae, data.facts)
 
 
 def build_vae(settings: Settings, image_shape: Shape) -> VAE:
@@ -89,7 +89,7 @@ def _widths(plain: Plain) -> Plain:
     return {key: value for key, value in halves.items() if key.endswith(("latent_dim", ".hidden", ".channels"))}
 
 
-def build_lit(settings: Settings, vae: VAE) -> LitVAE:
+def build_lit(settings: Settings, vae: VAE, data_facts: Plain | None = None) -> LitVAE:
     plain = settings.plain
     has_schedule = plain["scheduler"]["_target_"] is not None
     return LitVAE(
@@ -100,6 +100,7 @@ def build_lit(settings: Settings, vae: VAE) -> LitVAE:
         seed=settings.seed,
         settings=plain,
         monitor=watched_by_plateau(settings, vae.likelihood.normalised),
+        data_facts=data_facts,
     )
 
 

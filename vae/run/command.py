@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
@@ -38,6 +39,7 @@ from vae.run.plan import Failed, Job, plan_jobs
 from vae.run.process import find_own_modules, in_a_child, in_a_sweep, log_file, log_to, slurm_job, stop_with_the_sweep
 
 HYDRA_ANSWERS = ("hydra_help", "shell_completion", "experimental_rerun")
+PRESET = "hydra.sweeper.preset="
 HYDRA_PLACES = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
 
 
@@ -58,7 +60,7 @@ def prepare(arguments: list[str]) -> list[str]:
     flags = list(arguments)
     for override in overrides:
         flags.remove(override)
-    return with_run_dir([*flags, *open_own_parts([quote(override) for override in overrides])])
+    return with_run_dir([*flags, *choose_preset(open_own_parts([quote(override) for override in overrides]))])
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -91,6 +93,16 @@ def open_own_parts(overrides: list[str]) -> list[str]:
     return [*result, *(f"++{one}" if one.startswith(free) else one for one in overrides)]
 
 
+def choose_preset(overrides: list[str]) -> list[str]:
+    """`sweep=NAME`, a file of conf/sweep/, as Hydra takes it: a sweeper and its argument; it has its own place."""
+    names = [one.removeprefix("sweep=") for one in overrides if one.startswith("sweep=")]
+    rest = [one for one in overrides if not one.startswith("sweep=")]
+    if not names:
+        return rest
+    place = [] if any(_key(one) == "run_dir" for one in rest) else [f"run_dir=outputs/multirun/{names[-1]}"]
+    return [f"{PRESET}{names[-1]}", *place, *rest]
+
+
 def answer_help_or_refuse(arguments: list[str]) -> bool:
     """Whether the command is answered with a text; a command that cannot be run exits with 2 and one line."""
     if "--help" in arguments or "-h" in arguments:
@@ -118,6 +130,8 @@ def check(arguments: list[str]) -> None:
         try:
             for override in parsed.overrides:
                 _check_override(override, folders)
+                if override.startswith(PRESET) and not parsed.multirun:
+                    raise InputError(f"sweep={override.removeprefix(PRESET)}: is several runs; give it with -m")
             if parsed.multirun:
                 plan_sweep(parsed.overrides, arguments)
             else:
@@ -182,7 +196,36 @@ def compose_settings(overrides: list[str], name: str | None = None, folders: Ite
 
 
 def jobs(overrides: list[str]) -> list[list[str]]:
-    """The overrides of each run of a sweep, taken apart as Hydra's own sweeper does."""
+    """The overrides of each run of a sweep, a preset's or the product of the values given with commas."""
+    preset = next((one.removeprefix(PRESET) for one in overrides if one.startswith(PRESET)), None)
+    return product(overrides) if preset is None else preset_jobs(preset, overrides)
+
+
+def preset_jobs(name: str, overrides: list[str]) -> list[list[str]]:
+    """The runs of a preset: what its lines have in common and the rest of the command, then each line's own keys.
+
+    The command wins over what is common, a line over both. A cut-off sweep has all lines of the first seeds.
+    """
+    path = Path(CONF, "sweep", f"{name}.yaml")
+    if not path.is_file():
+        options = sorted(path.stem for path in path.parent.glob("*.yaml"))
+        raise InputError(f"sweep={name}: there is no such option; it is one of {', '.join(options)}")
+    preset = yaml.safe_load(path.read_text())
+    lines = [one for line in preset["lines"] for one in product(line.split())]
+    return [_merged([*base, *line]) for base in product(_merged([*preset["common"], *overrides])) for line in lines]
+
+
+def _merged(overrides: list[str]) -> list[str]:
+    """The last of each key."""
+    return list({_key(one): one for one in overrides}.values())
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+")
+
+
+def product(overrides: list[str]) -> list[list[str]]:
+    """The overrides of each run of an ordinary sweep, taken apart as Hydra's own sweeper does."""
     choices = []
     loader = GlobalHydra.instance().config_loader()  # for glob(*), which looks at the options there are
     for override in OverridesParser.create(config_loader=loader).parse_overrides(overrides):

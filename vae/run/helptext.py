@@ -13,6 +13,7 @@ python train.py model=conv latent_dim=8                       convolutions in bo
 python train.py model/encoder=conv model/decoder=mlp          or in one
 python train.py experiment=report_mlp_mean                    a recipe; conf/experiment/ says what each one reaches
 python train.py -m latent_dim=2,4,8 likelihood.reconstruct=sample,mean run_dir=outputs/multirun/mine
+python train.py -m sweep=report_claims                        a preset: the sweeps of conf/sweep/NAME.yaml as one
 python train.py run_dir=outputs/mine                          begins it, continues it, or shows its result"""
 
 

@@ -123,13 +123,28 @@ class Objective(Part):
 
 
 class Data(Part):
-    name: Literal["mnist", "fashion_mnist", "kmnist", "digits"] = option("the set of images")
+    name: Literal[
+        "mnist", "fashion_mnist", "kmnist", "digits", "folder", "npz", "sprites",
+        "cifar10", "svhn", "omniglot", "emnist",
+    ] = option("the set of images")  # fmt: skip
+    path: Text | None = option("your images: a folder of PNG or JPEG files, or an .npz or .npy file", "pictures")
+    size: Count | Annotated[list[Count], Len(2, 2)] | None = option(
+        "side of the images, or [height, width]: their largest centred part, resized; null: as they are", 28
+    )
+    mode: Literal["L", "RGB"] | None = option("grey or colour; null: as the files are")
+    grid: Annotated[list[Count], Len(5, 5)] = option(
+        "values of the sprites' shape (at most 3), scale, rotation, x, y", [3, 6, 40, 32, 32]
+    )
+    count: Count | None = option("sprites drawn from the grid by split_seed; null: all of it", 10_000)
     root: Text = option("folder of the files; they are downloaded when absent", "data")
     batch_size: Count = option("images a step, over all devices", 100)
     eval_batch_size: Count = option("images at once in validation; moves no metric", 1000)
-    dev_size: Count | None = option("images held out of the training set; null: 10,000, digits 300", 10_000)
+    dev_size: Count | None = option(
+        "images held out of the training set; null: 10,000, digits 300, your own a tenth", 10_000
+    )
+    test_size: Count | None = option("images held out as the test set where none is given; null: a tenth", 1000)
     split: Literal["last", "random"] = option("which of the training images are dev")
-    split_seed: Seed = option("of split=random", 0)
+    split_seed: Seed = option("of split=random, and of the sprites", 0)
     binarize: Literal["none", "threshold", "static", "dynamic"] = option(
         "grey levels as 0 and 1; dynamic: at each visit"
     )

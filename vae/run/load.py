@@ -143,6 +143,16 @@ def load_weights(lit: LitVAE, path: Path, checkpoint: dict[str, Any] | None = No
     return checkpoint
 
 
+def check_data(path: Path, saved: Plain, data: ImageDataModule) -> None:
+    """Raises InputError for a checkpoint that was trained on other images; older ones do not say which."""
+    before = saved.get("data", {}).get("md5", data.md5)
+    if before != data.md5:
+        raise InputError(
+            f"{data.path or data.root}: the images have changed since {path} was written (md5 {before[:8]} then, "
+            f"{data.md5[:8]} now); put the old ones back, or start anew in another run_dir"
+        )
+
+
 def check_origin(path: Path, saved: Plain, now: Plain) -> None:
     """Raises InputError for a checkpoint of the same shapes that another configuration trained."""
     own = (MAY_GROW, "evaluation.", "callbacks.", "logger.")  # what may have grown or changed since it was written

@@ -104,9 +104,16 @@ def _check_together(s: Settings) -> None:
             f"evaluation.generated={s.evaluation.generated}: evaluation.features=true needs at least 10 samples; "
             "for example evaluation.generated=10000, or evaluation.features=false"
         )
+    _check_data(s.plain["data"])
     _check_likelihood(s)
     _check_clipping(s)
     _check_optimizer(s.plain)
+
+
+def _check_data(data: Plain) -> None:
+    if data.get("name") in ("folder", "npz") and not data.get("path"):
+        what = "a folder of PNG or JPEG images" if data["name"] == "folder" else "an .npz or .npy file"
+        raise InputError(f"data.path: is missing; data={data['name']} needs {what}, for example data.path=mine")
 
 
 def _check_likelihood(s: Settings) -> None:
@@ -182,5 +189,5 @@ def caption(plain: Plain) -> str:
     """What every figure says of its data: the set and, since nats depend on it, how it was binarised."""
     data = plain["data"]
     grey = data.get("binarize", "none")
-    name = data.get("name", str(data["_target_"]).rpartition(".")[2])
+    name = Path(data["path"]).name if data.get("path") else data.get("name", str(data["_target_"]).rpartition(".")[2])
     return f"{name}, {'grey levels' if grey == 'none' else f'{grey} binarisation'}"

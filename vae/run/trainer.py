@@ -20,7 +20,7 @@ from vae.evaluation.baselines import baselines
 from vae.files import writable
 from vae.run.build import instantiate_part
 from vae.run.directory import Run
-from vae.run.load import check_origin
+from vae.run.load import check_data, check_origin
 from vae.run.settings import caption, monitored
 from vae.training import checkpoints
 from vae.training.callbacks import EpochLine, Pictures, QuietBar
@@ -110,6 +110,7 @@ def prepared_trainer(run: Run, lit: LitVAE, data: ImageDataModule) -> Iterator[t
         saved = checkpoints.load(start)
         checkpoints.check_architecture(saved["state_dict"], lit)
         check_origin(start, saved["vae"]["settings"], settings.plain)
+        check_data(start, saved["vae"], data)
         log.info("continuing from %s", start)
     state = 3 * sum(value.nbytes for value in lit.state_dict().values())  # weights, and Adam's two moments
     writable(run.checkpoint_directory, 2 * state if start is None else state)  # best and last, or one of them again

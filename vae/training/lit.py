@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vae.model import VAE
-from vae.noise import RepeatedNoise, SharedNoise, StepSeeds, derive, fixed_noise
+from vae.noise import RepeatedNoise, StepSeeds, derive, fixed_noise, seed_generators, shared_noise
 from vae.objectives import Terms
 from vae.training.checkpoints import FORMAT
 from vae.training.finiteness import NonFiniteWatch
@@ -38,11 +37,13 @@ class LitVAE(BaseModule):
         seed: int = 0,
         settings: dict[str, Any] | None = None,
         monitor: str = "dev/loss",
+        data_facts: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.vae, self.objective, self.seed = vae, objective, seed
         self.optimizer, self.scheduler = optimizer, scheduler
         self.settings, self.monitor = settings or {}, monitor
+        self.data_facts = data_facts or {}  # what a checkpoint keeps of the data, plain
         self.meters = {split: Meter() for split in ("train", "dev", "train_eval", "test")}
         self.noise: dict[str, RepeatedNoise] = {}
         self.step_seeds = StepSeeds(seed)
@@ -65,13 +66,15 @@ class LitVAE(BaseModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x = batch[0]  # (B, C, H, W) in [0, 1]
-        step = self.global_step
-        self._seed_step(step, batch_idx)
-        with self._shared_noise(step, batch_idx):
+        step, rank, ranks = self.global_step, self.global_rank, self.world_size
+        seed_generators(self.step_seeds(rank, step, batch_idx, self.batches_a_step), self.device)
+        with shared_noise(self.seed, step, batch_idx, rank, ranks, self.device):
             terms = self.objective(self.vae, x, step)
         if terms.p is not None:
             self.vae.likelihood.after_step(terms.p)
-        self._stop_if_not_finite(terms, step)
+        self.watch.add(terms, step)
+        if self.device.type == "cpu" or step % GRAD_NORM_EVERY == 0:
+            self.check_finite()
         self.takes_grad_norm = step % GRAD_NORM_EVERY == 0 or batch_idx < self.batches_a_step
         self.meters["train"].add(terms)
         return terms.loss
@@ -93,10 +96,9 @@ class LitVAE(BaseModule):
 
     def on_validation_epoch_end(self) -> None:
         """Training's sums too: validation closes the epoch, and checkpoints and figures want all of it."""
-        self.check_finite()
         metrics = self.means("dev") | {"train_eval/loss": self.means("train_eval")["train_eval/loss"]}
         # the epoch's last step may have broken the weights behind a finite loss, and no checkpoint may hold them
-        self._require_finite({f"{k} = {v}": math.isfinite(v) for k, v in metrics.items() if k.startswith("dev/")})
+        self.check_finite(**{f"{k} = {v}": math.isfinite(v) for k, v in metrics.items() if k.startswith("dev/")})
         train = self.meters["train"]
         if (totals := train.totals) is not None:
             train.totals = self.sum_over_ranks(totals)
@@ -123,49 +125,27 @@ class LitVAE(BaseModule):
             if self.scaler is None or norm.isfinite():  # a scaler leaves out a step whose gradients overflowed
                 self.grad_norms.append(norm)
 
-    def _seed_step(self, step: int, batch_idx: int) -> None:
-        seed = self.step_seeds(self.global_rank, step, batch_idx, self.batches_a_step)
-        # torch.manual_seed would format a stack trace for every accelerator that is not there
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-
-    def _shared_noise(self, step: int, batch_idx: int) -> AbstractContextManager[None]:
-        """Several processes draw z and x for the images that they share as one process would: dropout is their own."""
-        if self.world_size == 1:
-            return nullcontext()
-        seed = derive(self.seed, "step", 0, step, batch_idx)
-        return fixed_noise(SharedNoise(seed, self.global_rank, self.world_size, self.device))
-
-    def _stop_if_not_finite(self, terms: Terms, step: int) -> None:
-        self.watch.add(terms, step)
-        if self.device.type == "cpu" or step % GRAD_NORM_EVERY == 0:
-            self.check_finite()
-
-    def check_finite(self) -> None:
-        """Raises RunFailed if a training step met a loss that was not finite."""
+    def check_finite(self, **finite: bool) -> None:
+        """Raises RunFailed if a training step met a loss that was not finite, or for the first name that is not."""
+        epoch, bad = self.current_epoch + 1, [name for name, good in finite.items() if not good]
         if self.watch.failed():
-            raise self.watch.failure(self.watch.describe(self.current_epoch + 1), self._lr())
-
-    def _require_finite(self, finite: dict[str, bool]) -> None:
-        """Raises RunFailed with the first name that is not finite."""
-        if bad := [name for name, good in finite.items() if not good]:
-            where = f"after step {self.global_step - 1} (epoch {self.current_epoch + 1})"
-            raise self.watch.failure(f"{bad[0]} {where}", self._lr())
+            raise self.watch.failure(self.watch.describe(epoch), self._lr())
+        if bad:
+            raise self.watch.failure(f"{bad[0]} after step {self.global_step - 1} (epoch {epoch})", self._lr())
 
     def _lr(self) -> float:
         return self.trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint holds the epoch's sums so far: a run resumed in the middle of an epoch reports all of it."""
-        self.check_finite()
-        self._require_finite({f"vae.{k}": bool(v.isfinite().all()) for k, v in self.vae.state_dict().items()})
+        self.check_finite(**{f"vae.{k}": bool(v.isfinite().all()) for k, v in self.vae.state_dict().items()})
         train = self.meters["train"]
         totals = train.totals
         checkpoint["vae"] = {
             "format": FORMAT,
             "settings": self.settings,
             "image_shape": list(self.vae.image_shape),
+            "data": self.data_facts,
             "sums": None if totals is None else self.sum_over_ranks(totals).cpu(),
             "beta": train.beta,
             "grad_norms": [g.cpu() for g in self.grad_norms],

@@ -1,0 +1,35 @@
+"""`vae explore RUN -o page.html`: a page in which the latent space of a run is walked."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vae.commands.page import check_output, write_page
+from vae.run.find import find_run
+
+if TYPE_CHECKING:
+    from vae.run.load import TrainedRun
+
+
+def explore(path: str, output: Path, images: int, which: str = "best", trust: tuple[str, ...] = ()) -> None:
+    """Writes the page with so many test images; with 0 no data set is read."""
+    found = find_run(path)
+    check_output(output)
+    from vae.run.load import load_run
+    from vae.run.settings import caption
+
+    run = load_run(found.directory, found.which or which, trust=trust)
+    data = explorer_of(run, images)
+    write_page(output, "explore.html.j2", name=found.directory.name, what=caption(run.settings.plain), explorer=data)
+
+
+def explorer_of(run: "TrainedRun", images: int) -> dict[str, Any]:
+    """The explorer's data of a run, with its first test images and their labels where it has some."""
+    from vae.evaluation.explorer import check, explorer
+
+    check(run.vae)  # before the data are read
+    binary = run.settings.plain["data"].get("binarize", "none") != "none"
+    if not images:
+        return explorer(run.vae, None, None, run.settings.seed, binary)
+    test = run.data.test
+    labels = test.labels[:images].tolist() if run.data.classes else None
+    return explorer(run.vae, test.images[:images], labels, run.settings.seed, binary)

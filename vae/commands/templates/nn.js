@@ -1,0 +1,206 @@
+"use strict";
+// A trained network in the browser: the steps that vae/evaluation/explorer.py writes. Images are (C, H, W), flat.
+
+async function gunzip(text) {
+  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).arrayBuffer();
+}
+
+async function unpack(array) {
+  const buffer = await gunzip(array.gzip);
+  if (array.type === "uint8") return new Uint8Array(buffer);
+  if (array.type === "float32") return new Float32Array(buffer);
+  return Float32Array.from(new Uint16Array(buffer), halfToFloat);
+}
+
+function halfToFloat(bits) {
+  const sign = bits & 0x8000 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
+  if (exponent === 0) return sign * fraction * 2 ** -24;
+  if (exponent === 31) return fraction ? NaN : sign * Infinity;
+  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
+}
+
+// Abramowitz and Stegun 7.1.26: off by 1.5e-7 at most
+function erf(v) {
+  const t = 1 / (1 + 0.3275911 * Math.abs(v));
+  const tail = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t;
+  return Math.sign(v) * (1 - tail * Math.exp(-v * v));
+}
+const sigmoid = (v) => 1 / (1 + Math.exp(-v));
+const softplus = (v) => Math.max(v, 0) + Math.log1p(Math.exp(-Math.abs(v)));
+const ACTIVATIONS = {
+  relu: (v) => Math.max(v, 0),
+  leaky_relu: (v) => (v > 0 ? v : 0.01 * v),
+  elu: (v) => (v > 0 ? v : Math.expm1(v)),
+  gelu: (v) => 0.5 * v * (1 + erf(v / Math.SQRT2)),
+  silu: (v) => v * sigmoid(v),
+  tanh: Math.tanh,
+  softplus,
+  sigmoid,
+};
+
+// Each step takes values, their shape and its weights, and returns values and their shape.
+const STEPS = {
+  linear(step, x, shape, weight, bias) {
+    const out = new Float32Array(bias.length);
+    for (let o = 0, k = 0; o < out.length; o++) {
+      let sum = bias[o];
+      for (let i = 0; i < x.length; i++) sum += weight[k++] * x[i];
+      out[o] = sum;
+    }
+    return [out, [out.length]];
+  },
+  activation(step, x, shape) {
+    return [x.map(ACTIVATIONS[step.name]), shape];
+  },
+  view(step, x) {
+    return [x, step.shape];
+  },
+  convolution(step, x, [channels, high, wide], weight, bias) {
+    const { kernel, stride, padding } = step;
+    const [h, w] = [high, wide].map((size) => Math.floor((size + 2 * padding - kernel) / stride) + 1);
+    const out = new Float32Array(step.channels * h * w);
+    for (let o = 0, k = 0; o < step.channels; o++) {
+      out.fill(bias[o], o * h * w, (o + 1) * h * w);
+      for (let i = 0; i < channels; i++)
+        for (let dy = -padding; dy < kernel - padding; dy++)
+          for (let dx = -padding; dx < kernel - padding; dx++) {
+            const weighed = weight[k++];
+            for (let row = 0; row < h; row++) {
+              const y = row * stride + dy;
+              if (y < 0 || y >= high) continue;
+              for (let column = 0; column < w; column++) {
+                const at = column * stride + dx;
+                if (at >= 0 && at < wide) out[(o * h + row) * w + column] += weighed * x[(i * high + y) * wide + at];
+              }
+            }
+          }
+    }
+    return [out, [step.channels, h, w]];
+  },
+  transposed(step, x, [channels, high, wide], weight, bias) {
+    const { kernel, stride, padding, more } = step;
+    const [h, w] = [high, wide].map((size, i) => (size - 1) * stride - 2 * padding + kernel + more[i]);
+    const out = new Float32Array(step.channels * h * w);
+    bias.forEach((value, o) => out.fill(value, o * h * w, (o + 1) * h * w));
+    for (let i = 0, k = 0; i < channels; i++)
+      for (let o = 0; o < step.channels; o++)
+        for (let dy = -padding; dy < kernel - padding; dy++)
+          for (let dx = -padding; dx < kernel - padding; dx++) {
+            const weighed = weight[k++];
+            for (let row = 0; row < high; row++) {
+              const y = row * stride + dy;
+              if (y < 0 || y >= h) continue;
+              for (let column = 0; column < wide; column++) {
+                const at = column * stride + dx;
+                if (at >= 0 && at < w) out[(o * h + y) * w + at] += weighed * x[(i * high + row) * wide + column];
+              }
+            }
+          }
+    return [out, [step.channels, h, w]];
+  },
+  affine(step, x, shape, weight, bias) {
+    const area = shape[1] * shape[2];
+    return [x.map((v, i) => v * weight[Math.floor(i / area)] + bias[Math.floor(i / area)]), shape];
+  },
+  group_norm(step, x, shape, weight, bias) {
+    const area = shape[1] * shape[2], size = (shape[0] / step.groups) * area, out = new Float32Array(x.length);
+    for (let start = 0; start < x.length; start += size) {
+      let mean = 0, variance = 0;
+      for (let i = start; i < start + size; i++) mean += x[i] / size;
+      for (let i = start; i < start + size; i++) variance += (x[i] - mean) ** 2 / size;
+      const scale = 1 / Math.sqrt(variance + step.eps);
+      for (let i = start; i < start + size; i++) {
+        const channel = Math.floor(i / area);
+        out[i] = (x[i] - mean) * scale * weight[channel] + bias[channel];
+      }
+    }
+    return [out, shape];
+  },
+  pool(step, x, [channels, high, wide]) {
+    const h = high >> 1, w = wide >> 1, out = new Float32Array(channels * h * w);
+    for (let c = 0, k = 0; c < channels; c++)
+      for (let row = 0; row < h; row++)
+        for (let column = 0; column < w; column++) {
+          const at = (c * high + 2 * row) * wide + 2 * column;
+          const four = [x[at], x[at + 1], x[at + wide], x[at + wide + 1]];
+          out[k++] = step.kind === "max" ? Math.max(...four) : (four[0] + four[1] + four[2] + four[3]) / 4;
+        }
+    return [out, [channels, h, w]];
+  },
+  upsample(step, x, [channels, high, wide]) {
+    const [h, w] = step.size, out = new Float32Array(channels * h * w);
+    for (let c = 0, k = 0; c < channels; c++)
+      for (let row = 0; row < h; row++)
+        for (let column = 0; column < w; column++)
+          out[k++] = x[(c * high + Math.floor((row * high) / h)) * wide + Math.floor((column * wide) / w)];
+    return [out, [channels, h, w]];
+  },
+};
+
+async function loadNetwork(network) {
+  const weights = await unpack(network.weights);
+  const part = (at) => at && weights.subarray(at[0], at[0] + at[1]);
+  const steps = network.steps.map((step) => [step, part(step.weight), part(step.bias)]);
+  return (x, shape) => steps.reduce(([v, s], [step, weight, bias]) => STEPS[step.op](step, v, s, weight, bias), [x, shape])[0];
+}
+
+// Box and Muller
+const normal = () => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
+
+const LEVELS = 255;
+const logisticMean = (loc, scale) => {
+  let total = 0;
+  for (let level = 0; level < LEVELS; level++) total += sigmoid((loc - (level + 0.5) / LEVELS) / scale);
+  return total / LEVELS;
+};
+
+// The decoder's output -> p(x|z): the mean of a pixel, and a draw of it, from its one or two parameters.
+const HEADS = {
+  squared_error: {
+    mean: (head, a) => linked(head, a),
+    draw: (head, a, b) => linked(head, a) + (head.params > 1 ? Math.exp(0.5 * b) * normal() : 0),
+  },
+  gaussian: {
+    mean: (head, a) => linked(head, a),
+    draw: (head, a, b) => linked(head, a) + (head.params > 1 ? head.floor + softplus(b) : head.sigma) * normal(),
+  },
+  bernoulli: { mean: (head, a) => sigmoid(a), draw: (head, a) => +(Math.random() < sigmoid(a)) },
+  continuous_bernoulli: {
+    mean: (head, a) => (Math.abs(a) < 0.05 ? 0.5 + a / 12 : -1 / Math.expm1(-a) - 1 / a),
+    // the inverse of its distribution function, (exp(a x) - 1) / (exp(a) - 1)
+    draw: (head, a) => {
+      const u = Math.random();
+      if (Math.abs(a) < 1e-3) return u;
+      return a > 0 ? 1 + Math.log(u + (1 - u) * Math.exp(-a)) / a : Math.log1p(u * Math.expm1(a)) / a;
+    },
+  },
+  discretized_logistic: {
+    mean: (head, a, b) => logisticMean(linked(head, a), logisticScale(head, b)),
+    draw: (head, a, b) => {
+      const u = Math.random() || Number.MIN_VALUE;
+      const x = linked(head, a) + logisticScale(head, b) * (Math.log(u) - Math.log1p(-u));
+      return Math.min(1, Math.max(0, Math.round(x * LEVELS) / LEVELS));
+    },
+  },
+};
+const linked = (head, v) => (head.link === "sigmoid" ? sigmoid(v) : v);
+const logisticScale = (head, v) => head.floor + softplus(v - Math.log(9.5));
+
+async function loadModel(data) {
+  const [encoder, decoder] = await Promise.all([loadNetwork(data.encoder), loadNetwork(data.decoder)]);
+  const head = data.head, pixels = data.image_shape.reduce((a, b) => a * b), D = data.latent_dim;
+  return {
+    // q(z|x): mean and standard deviation of each latent
+    encode(x) {
+      const out = encoder(x, data.image_shape);
+      return { mean: out.slice(0, D), sigma: out.slice(D, 2 * D).map((v) => Math.exp(0.5 * v)) };
+    },
+    // the mean of p(x|z), or a draw; in [0, 1] as a screen shows it
+    decode(z, mode = "mean") {
+      const out = decoder(z, [D]), pixel = HEADS[head.name][mode === "mean" ? "mean" : "draw"];
+      return Float32Array.from({ length: pixels }, (_, i) => Math.min(1, Math.max(0, pixel(head, out[i], out[pixels + i]))));
+    },
+  };
+}

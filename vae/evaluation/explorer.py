@@ -1,0 +1,195 @@
+"""A trained model as plain data, for a page that encodes and decodes in the browser.
+
+The steps of a network here have their counterparts in `vae/commands/templates/nn.js`; browser tests compare the two.
+"""
+
+import base64
+import copy
+import gzip
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vae import likelihoods
+from vae.data.batches import as_floats
+from vae.errors import InputError
+from vae.evaluation import metrics
+from vae.evaluation.estimates import posteriors
+from vae.model import VAE
+from vae.networks import ACTIVATIONS, ConvDecoder, ConvEncoder, Dropout, MLPDecoder, MLPEncoder
+from vae.noise import derive
+
+LATENTS = 64  # sliders that a person can still find
+PRIOR_DRAWS = 256
+# Half of what the page promises (2/255 of an image, 1e-3 of a latent): float32 is taken where float16 is further off.
+IMAGE_TOLERANCE, LATENT_TOLERANCE = 1 / 255, 5e-4
+
+Step = dict[str, Any]
+HEADS: dict[type, str] = {
+    likelihoods.SquaredErrorHead: "squared_error",
+    likelihoods.GaussianHead: "gaussian",
+    likelihoods.BernoulliHead: "bernoulli",
+    likelihoods.ContinuousBernoulliHead: "continuous_bernoulli",
+    likelihoods.DiscretizedLogisticHead: "discretized_logistic",
+}
+
+
+@torch.no_grad()
+def explorer(vae: VAE, images: Tensor | None, labels: Sequence[int] | None, seed: int, binary: bool) -> dict[str, Any]:
+    """Everything that the explorer shows, in JSON's types: both halves, the head, the prior's draws, encoded images.
+
+    images: uint8 (N, C, H, W), or None where there are none to show; labels: (N,) or None; `binary`: what is drawn is
+    made black and white before it is encoded. Raises InputError for a model that the page cannot compute.
+    """
+    check(vae)
+    prior = draws(vae, seed)
+    x = vae.sample(prior).clamp(0, 1) if images is None else as_floats(images).to(vae.prior_loc)
+    q = posteriors(vae, (x * 255).round().to(torch.uint8))
+    z = torch.cat([q.mu.to(prior), prior])
+    shown = (
+        {}
+        if images is None
+        else {"images": packed(images.cpu().numpy()), "means": packed(q.mu.numpy()), "labels": labels}
+    )
+    active = metrics.active_units(q.mu) if len(q.mu) > 1 else torch.ones(vae.latent_dim, dtype=torch.bool)
+    return {
+        "image_shape": list(vae.image_shape),
+        "latent_dim": vae.latent_dim,
+        "binary": binary,
+        "encoder": network(vae.encoder, encoder_fits(vae, x)),
+        "decoder": network(vae.decoder, decoder_fits(vae, z)),
+        "head": head(vae.likelihood),
+        "low": z.amin(0).tolist(),
+        "high": z.amax(0).tolist(),
+        "kl": q.kl.mean(0).tolist(),
+        "active": active.tolist(),
+        "prior": packed(prior.float().cpu().numpy()),
+        **shown,
+    }
+
+
+def check(vae: VAE) -> None:
+    """Raises InputError, naming the part, for what the page's JavaScript does not know."""
+    if vae.latent_dim > LATENTS:
+        raise InputError(f"latent_dim={vae.latent_dim}: the explorer has sliders for {LATENTS} latents at most")
+    known = {"model.encoder": (MLPEncoder, ConvEncoder), "model.decoder": (MLPDecoder, ConvDecoder)}
+    for key, part in {"model.encoder": vae.encoder, "model.decoder": vae.decoder}.items():
+        if type(part) not in known[key]:
+            raise InputError(
+                f"{key}={type(part).__name__}: the explorer computes the project's own MLPs and convolutions only"
+            )
+    if type(vae.likelihood) not in HEADS:
+        raise InputError(
+            f"likelihood={type(vae.likelihood).__name__}: the explorer computes the project's own likelihoods only"
+        )
+
+
+def draws(vae: VAE, seed: int) -> Tensor:
+    """z (n, D) ~ p(z), whatever the prior is."""
+    generator = torch.Generator().manual_seed(derive(seed, "explorer"))
+    return vae.draw_prior(torch.randn(PRIOR_DRAWS, vae.latent_dim, generator=generator).to(vae.prior_loc))
+
+
+def head(likelihood: likelihoods.Likelihood) -> dict[str, Any]:
+    """How the decoder's output becomes p(x|z): `sigma` where one number serves all pixels, else its `floor`."""
+    one_sigma = isinstance(likelihood, likelihoods.GaussianHead) and likelihood.sigma != "pixel"
+    return {
+        "name": HEADS[type(likelihood)],
+        "link": likelihood.link,
+        "params": likelihood.params_per_pixel,
+        "sigma": float(likelihood.scale(torch.zeros(()))) if one_sigma else None,  # type: ignore[operator]
+        "floor": getattr(likelihood, "min_sigma", getattr(likelihood, "min_scale", None)),
+    }
+
+
+def encoder_fits(vae: VAE, x: Tensor) -> bool:
+    """Whether float16 weights of the encoder move no latent by more than the tolerance."""
+    rounded = rounded_to_half(vae.encoder)
+    return all(float((rounded(part) - vae.encoder(part)).abs().max()) < LATENT_TOLERANCE for part in x.split(500))
+
+
+def decoder_fits(vae: VAE, z: Tensor) -> bool:
+    """Whether float16 weights of the decoder move no pixel by more than the tolerance."""
+    half = copy.copy(vae)
+    half._modules = {**vae._modules, "decoder": rounded_to_half(vae.decoder)}
+    return all(float((half.sample(part) - vae.sample(part)).abs().max()) < IMAGE_TOLERANCE for part in z.split(500))
+
+
+def rounded_to_half(half: nn.Module) -> nn.Module:
+    rounded = copy.deepcopy(half)
+    for tensor in (*rounded.parameters(), *rounded.buffers()):
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.half())
+    return rounded
+
+
+def network(half: nn.Module, in_half: bool) -> dict[str, Any]:
+    """`steps` in order, and `weights`: one vector that the steps point into by (offset, length)."""
+    steps, weights, size = [], [], 0
+    for step, tensors in flat_steps(layers(half)):
+        for name, tensor in tensors.items():
+            step[name] = [size, tensor.numel()]
+            size += tensor.numel()
+            weights.append(tensor.detach().float().cpu().contiguous().flatten())
+        steps.append(step)
+    flat = torch.cat(weights).numpy()
+    return {"steps": steps, "weights": packed(flat.astype(np.float16) if in_half else flat)}
+
+
+def layers(half: nn.Module) -> list[nn.Module]:
+    """The modules of a half in the order of its forward pass."""
+    match half:
+        case ConvEncoder():
+            return [*half.convolutions, *half.hidden, half.out]
+        case ConvDecoder():
+            return [*half.hidden, nn.Unflatten(1, half.small), *half.convolutions]
+        case MLPEncoder() | MLPDecoder():
+            return [*half.hidden, half.out]
+    raise TypeError(f"{type(half).__name__} is no half of this project")
+
+
+def flat_steps(modules: Iterable[nn.Module]) -> Iterator[tuple[Step, dict[str, Tensor]]]:
+    """What nn.js does for each module, and the tensors that it needs; dropout does nothing in eval mode."""
+    activations = {kind: name for name, kind in ACTIVATIONS.items()}
+    for module in modules:
+        match module:
+            case nn.Linear():
+                yield {"op": "linear"}, {"weight": module.weight, "bias": module.bias}
+            case nn.ConvTranspose2d() | nn.Conv2d():
+                transposed = isinstance(module, nn.ConvTranspose2d)
+                step = {
+                    "op": "transposed" if transposed else "convolution",
+                    "channels": module.out_channels,
+                    "kernel": module.kernel_size[0],
+                    "stride": module.stride[0],
+                    "padding": module.padding[0],
+                    "more": list(module.output_padding),
+                }
+                yield step, {"weight": module.weight, "bias": module.bias}  # type: ignore[dict-item]
+            case nn.BatchNorm2d():
+                mean, variance = cast(Tensor, module.running_mean), cast(Tensor, module.running_var)
+                scale = module.weight / (variance + module.eps).sqrt()
+                yield {"op": "affine"}, {"weight": scale, "bias": module.bias - mean * scale}
+            case nn.GroupNorm():
+                norm = {"op": "group_norm", "groups": module.num_groups, "eps": module.eps}
+                yield norm, {"weight": module.weight, "bias": module.bias}
+            case nn.MaxPool2d() | nn.AvgPool2d():
+                yield {"op": "pool", "kind": "max" if isinstance(module, nn.MaxPool2d) else "avg"}, {}
+            case nn.Upsample():
+                yield {"op": "upsample", "size": list(module.size)}, {}  # type: ignore[arg-type]
+            case nn.Unflatten():
+                yield {"op": "view", "shape": list(module.unflattened_size)}, {}  # type: ignore[arg-type]
+            case Dropout():
+                pass
+            case _:
+                yield {"op": "activation", "name": activations[type(module)]}, {}
+
+
+def packed(array: np.ndarray) -> dict[str, Any]:
+    """An array as the page's `unpack` reads it: gzipped, in base64, little-endian."""
+    content = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).tobytes()
+    text = base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
+    return {"type": array.dtype.name, "shape": list(array.shape), "gzip": text}
