@@ -36,7 +36,8 @@ def in_a_sweep() -> bool:
     hydra = sys.modules.get("hydra.core.hydra_config")
     if hydra is None or not hydra.HydraConfig.initialized():
         return False
-    return bool(hydra.HydraConfig.get().mode.name == "MULTIRUN")
+    mode = hydra.HydraConfig.get().mode  # None where a configuration was only composed
+    return mode is not None and mode.name == "MULTIRUN"
 
 
 def works_for_a_sweep() -> bool:

@@ -106,5 +106,6 @@ def closing_lines(run: Run, metrics: dict[str, Any]) -> list[str]:
         curves = [f"curves:   tensorboard --logdir {root}"]
     else:
         curves = []
-    pictures = run.directory / ("figures_last" if last else "figures")
+    folder = run.directory / ("figures_last" if last else "figures")
+    pictures = folder if folder.is_dir() else f"vae evaluate {run.directory} draws them"
     return [*lines, f"run:      {run.directory}", f"pictures: {pictures}", *curves]
