@@ -31,7 +31,7 @@ class Sweeper(BasicSweeper):
         self.preset = preset
 
     def sweep(self, arguments: list[str]) -> Any:
-        from vae.run import command, plan
+        from vae.run import command, plan, summary
 
         assert self.config is not None
         root = Path(self.config.hydra.sweep.dir)
@@ -41,7 +41,7 @@ class Sweeper(BasicSweeper):
         plan.say(plan.describe(root, self.jobs))
         with plan.Progress(root, self.jobs).lines():
             results = super().sweep(arguments)
-        plan.close(root, self.jobs, [job for batch in results for job in batch])
+        summary.close(root, self.jobs, [job.return_value for batch in results for job in batch])
         return results
 
     def split_arguments(  # type: ignore[override]  # static there

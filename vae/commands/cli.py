@@ -19,7 +19,7 @@ app = typer.Typer(
 )  # fmt: skip
 OVERRIDES = {"ignore_unknown_options": True, "help_option_names": []}  # all that follows is train.py's
 
-TRAIN, RUNS, MACHINE = "Train", "Look at runs", "The machine"  # sections of the help
+TRAIN, RUNS, USE, MACHINE = "Train", "Look at runs", "Use a model", "The machine"  # sections of the help
 
 
 class Checkpoint(StrEnum):
@@ -27,9 +27,58 @@ class Checkpoint(StrEnum):
     last = "last"
 
 
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's directory.", show_default=False)]
+class Mode(StrEnum):
+    mean = "mean"
+    sample = "sample"
+
+
+class Origin(StrEnum):
+    prior = "prior"
+    posterior = "posterior"
+
+
+class Format(StrEnum):
+    torch = "torch"
+    safetensors = "safetensors"
+    onnx = "onnx"
+
+
+def complete_run(incomplete: str) -> list[str]:
+    from vae.commands.completion import runs
+
+    return runs(incomplete)
+
+
+def complete_metric(incomplete: str) -> list[str]:
+    from vae.commands.completion import metrics
+
+    return metrics(incomplete)
+
+
+RunArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="A run's directory, a checkpoint file, or latest.", autocompletion=complete_run,
+        show_default=False,
+    ),
+]  # fmt: skip
 CheckpointOption = Annotated[Checkpoint, typer.Option(help="Which of the run's checkpoints.")]
-TrustOption = Annotated[list[str] | None, typer.Option(metavar="PACKAGE", help="Its parts may be built.")]
+TrustOption = Annotated[
+    list[str] | None, typer.Option(metavar="PACKAGE", help="Parts of this package may be built.", show_default=False)
+]
+SeedOption = Annotated[int, typer.Option(min=0, help="The same seed gives the same draws.")]
+ModeOption = Annotated[Mode, typer.Option("--x", help="Show the mean of p(x|z) or a sample of it.")]
+OutOption = Annotated[
+    str | None,
+    typer.Option(help="A .png, .svg, .pdf picture, or the numbers as .npz, .csv.", show_default="in RUN/figures"),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace the file that --out names.")]
+ImagesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[IMAGE]...", help="PNG or JPEG files, or folders of them.", show_default="the test split"),
+]
+StepsOption = Annotated[int, typer.Option(min=2, help="Images in a row.")]
+Best, Mean = Checkpoint.best, Mode.mean
 OutputPage = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The page, one file for any browser.")]
 ImagesOption = Annotated[
     int, typer.Option(min=0, help="Test images in the page; 0: none, and the data set need not be there.")
@@ -57,7 +106,7 @@ def train(overrides: Overrides = None) -> None:
 def evaluate(
     run: RunArgument,
     settings: Annotated[list[str] | None, typer.Argument(help="Keys of the group evaluation.")] = None,
-    checkpoint: CheckpointOption = Checkpoint.best,
+    checkpoint: CheckpointOption = Best,
     trust: TrustOption = None,
 ) -> None:
     """Evaluate a run's checkpoint anew, with other settings; rewrites its metrics and figures.
@@ -83,6 +132,230 @@ def show(
 
 
 @app.command(rich_help_panel=RUNS)
+def runs(
+    folders: Annotated[list[str] | None, typer.Argument(metavar="[DIR]...", show_default="outputs")] = None,
+    sort: Annotated[str, typer.Option(help="A metric, a key, run or status.", autocompletion=complete_metric)] = "run",
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Columns instead of the usual ones.", autocompletion=complete_metric)
+    ] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="The largest first.")] = False,
+    out: Annotated[str | None, typer.Option(help="All settings and metrics as .csv.", show_default=False)] = None,
+    force: ForceOption = False,
+) -> None:
+    """List the runs below a folder: how each stands, and its metrics.
+
+    Example: vae runs outputs --sort test/nll
+    """
+    from vae.commands.runs import list_
+
+    list_(folders, sort, metric, reverse, out, force)
+
+
+@app.command(rich_help_panel=USE)
+def sample(
+    run: RunArgument,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many.")] = 64,
+    x: ModeOption = Mean,
+    seed: SeedOption = 0,
+    temperature: Annotated[float, typer.Option(min=0, help="Below 1: nearer to the mean of z.")] = 1.0,
+    origin: Annotated[Origin, typer.Option("--from", help="Where z comes from.")] = Origin.prior,
+    checkpoint: CheckpointOption = Best,
+    trust: TrustOption = None,
+    out: OutOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Draw images: z from the prior, or from a Gaussian mixture fitted to the aggregate posterior.
+
+    Example: vae sample outputs/mine -n 64 --from posterior --out samples.png
+    """
+    from vae.commands.sample import sample
+
+    how = {"checkpoint": checkpoint, "trust": trust, "force": force}
+    sample(run, count, x, seed, temperature, origin, out, **how)
+
+
+@app.command(rich_help_panel=USE)
+def reconstruct(
+    run: RunArgument,
+    images: ImagesArgument = None,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many of the test split.")] = 12,
+    z: Annotated[Mode, typer.Option(help="The posterior's mean or a draw from it.")] = Mean,
+    x: ModeOption = Mean,
+    seed: SeedOption = 0,
+    checkpoint: CheckpointOption = Best,
+    trust: TrustOption = None,
+    out: OutOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Encode and decode images: those of the test split, or your own PNG and JPEG files.
+
+    Example: vae reconstruct outputs/mine photo.jpg drawings/
+    """
+    from vae.commands.images import reconstruct
+
+    reconstruct(run, images, count, z, x, seed, out, checkpoint=checkpoint, trust=trust, force=force)
+
+
+@app.command(rich_help_panel=USE)
+def encode(
+    run: RunArgument,
+    images: ImagesArgument = None,
+    checkpoint: CheckpointOption = Best,
+    trust: TrustOption = None,
+    out: OutOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Write down where images lie in the latent space: the mean and standard deviation of q(z|x).
+
+    Example: vae encode outputs/mine --out latents.npz
+    """
+    from vae.commands.images import encode
+
+    encode(run, images, out, checkpoint=checkpoint, trust=trust, force=force)
+
+
+@app.command(rich_help_panel=USE)
+def score(
+    run: RunArgument,
+    images: ImagesArgument = None,
+    count: Annotated[int | None, typer.Option("-n", "--count", min=1, help="How many of the test split.")] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Importance samples of an image.")] = 500,
+    seed: SeedOption = 0,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="noise|upside-down|FOLDER", help="Also tell these apart: area under the ROC curve."),
+    ] = None,
+    checkpoint: CheckpointOption = Best,
+    trust: TrustOption = None,
+    out: OutOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Say how unusual images are: log p(x) of each by importance sampling, with its error, most unusual first.
+
+    Example: vae score outputs/mine --against noise --out scores.csv
+    """
+    from vae.commands.images import score
+
+    how = {"checkpoint": checkpoint, "trust": trust, "force": force}
+    score(run, images, count, samples, seed, against, out, **how)
+
+
+@app.command(rich_help_panel=USE)
+def interpolate(
+    run: RunArgument,
+    between: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", help="Each a class, test:17, or an image file.", show_default="two prior draws"),
+    ] = None,
+    steps: StepsOption = 11,
+    x: ModeOption = Mean,
+    seed: SeedOption = 0,
+    checkpoint: CheckpointOption = Best,
+    trust: TrustOption = None,
+    out: OutOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Go from one image to another through the latent space, on a straight line and on a great circle.
+
+    Example: vae interpolate outputs/mine --between 3 8
+    """
+    from vae.commands.latents import interpolate
+
+    interpolate(run, between, steps, x, seed, out, checkpoint=checkpoint, trust=trust, force=force)
+
+
+@app.command(rich_help_panel=USE)
+def traverse(
+    run: RunArgument,
+    image: Annotated[
+        str | None,
+        typer.Option("--from", help="A class, test:17, or an image file.", show_default="the prior's median"),
+    ] = None,
+    steps: StepsOption = 11,
+    x: ModeOption = Mean,
+    seed: SeedOption = 0,
+    checkpoint: CheckpointOption = Best,
+    trust: TrustOption = None,
+    out: OutOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Move one latent at a time: a row of images for each.
+
+    Example: vae traverse outputs/mine --from 3
+    """
+    from vae.commands.latents import traverse
+
+    traverse(run, image, steps, x, seed, out, checkpoint=checkpoint, trust=trust, force=force)
+
+
+@app.command(rich_help_panel=USE)
+def manifold(
+    run: RunArgument,
+    latents: Annotated[
+        tuple[int, int] | None, typer.Option(metavar="I J", help="Of more than two.", show_default=False)
+    ] = None,
+    steps: StepsOption = 20,
+    x: ModeOption = Mean,
+    seed: SeedOption = 0,
+    checkpoint: CheckpointOption = Best,
+    trust: TrustOption = None,
+    out: OutOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Draw the plane of two latents, at the prior's quantiles.
+
+    Example: vae manifold outputs/mine --latents 0 1
+    """
+    from vae.commands.latents import manifold
+
+    manifold(run, latents, steps, x, seed, out, checkpoint=checkpoint, trust=trust, force=force)
+
+
+@app.command(rich_help_panel=USE)
+def export(
+    run: RunArgument,
+    format_: Annotated[Format, typer.Option("--format", help="torch and safetensors: weights for plain torch.")],
+    out: Annotated[str | None, typer.Option(help="A new folder.", show_default="RUN/export_FORMAT")] = None,
+    checkpoint: CheckpointOption = Best,
+    trust: TrustOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Take a model elsewhere: encoder and decoder in a file each, and model.json, which says how to use them.
+
+    Example: vae export outputs/mine --format onnx --out mine_onnx
+    """
+    from vae.commands.export import export
+
+    export(run, format_, out, checkpoint=checkpoint, trust=trust, force=force)
+
+
+@app.command(rich_help_panel=RUNS)
+def verify(run: RunArgument, trust: TrustOption = None) -> None:
+    """Repeat a run's first steps and its evaluation: the same numbers, or what differs that may explain it.
+
+    Example: vae verify outputs/mine
+    """
+    from vae.commands.verify import verify
+
+    verify(run, trust)
+
+
+@app.command(rich_help_panel=RUNS)
+def dashboard(
+    folder: Annotated[str, typer.Argument(metavar="[DIR]", help="A run, or a folder of runs.")] = "outputs",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 6006,
+    host: Annotated[str, typer.Option(help="Who may look: 0.0.0.0 is everybody on the network.")] = "localhost",
+) -> None:
+    """Start TensorBoard on a folder of runs, with all the images that they wrote.
+
+    Example: vae dashboard outputs --port 6007
+    """
+    from vae.commands.dashboard import dashboard
+
+    dashboard(folder, port, host)
+
+
+@app.command(rich_help_panel=RUNS)
 def explore(
     run: RunArgument,
     output: OutputPage = Path("page.html"),
@@ -97,6 +370,23 @@ def explore(
     from vae.commands.explore import explore
 
     explore(run, output, images, checkpoint, tuple(trust or ()))
+
+
+@app.command(rich_help_panel=RUNS)
+def compare(
+    folders: Annotated[list[str], typer.Argument(metavar="DIR...", help="Folders with runs.", show_default=False)],
+    metric: Annotated[list[str] | None, typer.Option(help="A column; the first is tested. Repeatable.")] = None,
+    baseline: Annotated[str | None, typer.Option(metavar="KEY=VALUE,...", help="What the others differ from.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where the tables go.")] = None,
+    figures: Annotated[bool, typer.Option("--figures", help="Draw effects, pairs, curves and fronts too.")] = False,
+) -> None:
+    """Compare the runs of sweeps: a row a configuration, its mean over seeds, and which differences are noise.
+
+    Example: vae compare outputs/multirun/sizes --baseline latent_dim=4
+    """
+    from vae.commands.compare import compare
+
+    compare(folders, metric or (), baseline, output, figures)
 
 
 @app.command(rich_help_panel=MACHINE)

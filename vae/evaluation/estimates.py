@@ -109,18 +109,43 @@ def bounds(
     The first is the mean over draws of log p(x, z) - log q(z|x), without error where q is the posterior; the second
     their log-mean-exp (Burda et al. 2015, eq. 8). `rows` images times samples are decoded at once.
     """
+    # not lists: what is kept of each chunk would lie between the large tensors of the next, and memory would grow
+    elbo, bound = torch.empty(2, len(images), dtype=torch.float64)
+    for place, log_w in weights_by_chunk(vae, images, samples, seed, rows, bar):
+        elbo[place], bound[place] = log_w.mean(0), log_mean_exp(log_w)
+    return elbo, bound
+
+
+def weights_by_chunk(
+    vae: VAE, images: Tensor, samples: int, seed: int, rows: int = ROWS, bar: bool = False
+) -> Iterator[tuple[slice, Tensor]]:
+    """Which images, and their log weights (K, n): the same draws for an image whatever `rows` is."""
     noise, count = NoiseStreams(derive(seed, "importance")), len(images)
     size = max(1, rows // samples)
-    # not lists: what is kept of each chunk would lie between the large tensors of the next, and memory would grow
-    elbo, bound = torch.empty(2, count, dtype=torch.float64)
     hidden = not (bar and sys.stderr.isatty())
     chunks = tqdm(_chunks(vae, images, size), "importance samples", -(-count // size), False, disable=hidden)
     for chunk, x in enumerate(chunks):
         with fixed_noise(noise):
             log_w = log_weights(vae, x, samples).double()
-        place = slice(chunk * size, chunk * size + len(x))
-        elbo[place], bound[place] = log_w.mean(0), log_mean_exp(log_w)
-    return elbo, bound
+        yield slice(chunk * size, chunk * size + len(x)), log_w
+
+
+@torch.inference_mode()
+def image_scores(vae: VAE, images: Tensor, samples: int, seed: int, bar: bool = False) -> tuple[Tensor, Tensor]:
+    """How likely the model finds each image (N,), and the standard error over draws (N,).
+
+    The importance-weighted log p(x) in nats, its error by the delta method, which is too small where a few draws carry
+    all the weight; where the likelihood is not normalised, minus the reconstruction's loss and KL, a mean over draws.
+    """
+    score, error = torch.empty(2, len(images), dtype=torch.float64)
+    for place, log_w in weights_by_chunk(vae, images, samples, seed, bar=bar):
+        if vae.likelihood.normalised:
+            score[place] = log_mean_exp(log_w)
+            terms = (log_w - score[place].to(log_w)).exp()  # of mean 1
+        else:
+            score[place], terms = log_w.mean(0), log_w
+        error[place] = terms.std(0) / math.sqrt(samples)
+    return score, error
 
 
 def likelihood_metrics(vae: VAE, images: Tensor, samples: int, seed: int, split: str) -> Metrics:

@@ -16,7 +16,7 @@ from vae.model import VAE
 from vae.run.build import build_data, build_lit, build_vae
 from vae.run.directory import MAY_GROW, Run, describe_differences, differences, read_metrics, read_settings, upgrade
 from vae.run.find import HOME, find_run, require_checkpoint
-from vae.run.keys import Plain, Settings, leaves
+from vae.run.keys import Plain, Settings
 from vae.run.own_parts import distrust
 from vae.run.settings import read, verify
 from vae.run.sweep import list_runs
@@ -87,13 +87,7 @@ def frame(rows: list[dict[str, Any]]) -> "DataFrame":
 
 def runs(*roots: str | os.PathLike[str]) -> "DataFrame":
     """The runs below these folders (`outputs` where none is named), a row each: status, settings, metrics."""
-    rows = []
-    for record in list_runs(*roots or (HOME,)):
-        settings = dict(leaves(record.settings or {}))
-        metrics = {name: value for name, value in (record.metrics or {}).items() if name != "provenance"}
-        place = {"run": str(record.directory), "status": record.status, "message": record.message}
-        rows.append(place | settings | metrics)
-    return frame(rows)
+    return frame([record.row for record in list_runs(*roots or (HOME,))])
 
 
 def load_run(

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from hydra.core.utils import JobReturn
-
-from vae.errors import FAILED, InputError
+from vae.errors import InputError
 from vae.run.directory import FAILURE, Run, read_metrics
 from vae.run.jobs import choose_directory, fingerprint, identify_runs, is_finished
 from vae.run.keys import Settings
@@ -92,17 +90,6 @@ def result_line(directory: Path, settings: Settings) -> str:
     assert metrics is not None
     name = monitored(settings, "dev/elbo" in metrics)[0]
     return f"{name} {metrics[name]:.6g} in epoch {metrics['best_epoch']} of {metrics['epochs']}"
-
-
-def close(root: Path, jobs: list[Job], results: list[JobReturn]) -> None:
-    """The end of a sweep: what failed, with its line; exits with 1 where a run is not finished."""
-    left = [job for job in jobs if not job.is_done and not is_finished(job.directory, job.settings)]
-    for result in results:
-        if isinstance(result.return_value, Failed):
-            say(f"failed: {result.return_value.line}")
-    if left:
-        say(f"{len(left)} of {len(jobs)} runs are not finished; the same command continues them")
-        raise SystemExit(FAILED)
 
 
 class Progress:

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from vae.errors import InputError
 from vae.run.directory import FAILURE, is_complete, read_metrics, read_settings
-from vae.run.keys import Plain
+from vae.run.keys import Plain, leaves
 
 Status = Literal["finished", "running", "failed", "unfinished", "unreadable"]
 
@@ -30,6 +30,13 @@ class RunRecord:
     def name(self) -> str:
         """In a sweep, what varies."""
         return self.directory.name
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """All that is known of it, by name: its place and status, its settings by dotted key, its metrics."""
+        metrics = {name: value for name, value in (self.metrics or {}).items() if name != "provenance"}
+        place = {"run": str(self.directory), "status": self.status, "message": self.message}
+        return place | dict(leaves(self.settings or {})) | metrics
 
 
 def list_runs(*roots: str | os.PathLike[str]) -> list[RunRecord]:

@@ -18,6 +18,7 @@ from vae.training.finiteness import NonFiniteWatch
 from vae.training.lightning_insides import BaseModule
 from vae.training.meters import Meter
 
+FIRST_STEPS = 5  # whose losses checkpoints keep, so that `vae verify` can repeat them
 GRAD_NORM_EVERY = 50  # steps; taking the norm of all gradients in each step would cost a hundredth of the step
 
 
@@ -50,6 +51,7 @@ class LitVAE(BaseModule):
         self.grad_norms: list[Tensor] = []
         self.takes_grad_norm = False  # in this step
         self.watch = NonFiniteWatch()
+        self.first_losses: list[Tensor] = []
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
@@ -72,6 +74,8 @@ class LitVAE(BaseModule):
             terms = self.objective(self.vae, x, step)
         if terms.p is not None:
             self.vae.likelihood.after_step(terms.p)
+        if step < FIRST_STEPS:
+            self.first_losses.append(terms.loss.detach())
         self.watch.add(terms, step)
         if self.device.type == "cpu" or step % GRAD_NORM_EVERY == 0:
             self.check_finite()
@@ -150,6 +154,7 @@ class LitVAE(BaseModule):
             "beta": train.beta,
             "grad_norms": [g.cpu() for g in self.grad_norms],
             "last_finite": list(self.watch.last_finite),
+            "first_losses": [loss.cpu() for loss in self.first_losses] if self.world_size == 1 else [],
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -160,3 +165,4 @@ class LitVAE(BaseModule):
         train.beta = state["beta"]
         self.grad_norms = [g.to(self.root_device) for g in state["grad_norms"]]
         self.watch.last_finite = tuple(state["last_finite"])
+        self.first_losses = list(state.get("first_losses", []))

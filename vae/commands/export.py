@@ -1,0 +1,237 @@
+"""`vae export RUN`: encoder and decoder in a file each, to be used without this package.
+
+torch and safetensors hold the weights of two `nn.Sequential`s, whose layers model.json lists. onnx holds two graphs:
+images to the mean and standard deviation of z, and z to the mean of x.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vae.commands.opening import open_run
+from vae.errors import InputError
+from vae.files import replace, whole_file
+from vae.model import VAE
+from vae.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
+from vae.run.load import TrainedRun
+
+HALVES = ("encoder", "decoder")
+OPSET = 18
+
+# What rebuilds a layer: its arguments in torch, each an attribute of the same name.
+ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("in_features", "out_features"),
+    nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding"),
+    nn.ConvTranspose2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding"),
+    nn.BatchNorm2d: ("num_features", "eps"),
+    nn.GroupNorm: ("num_groups", "num_channels", "eps"),
+    nn.MaxPool2d: ("kernel_size",), nn.AvgPool2d: ("kernel_size",), nn.Upsample: ("size",),
+    nn.Flatten: ("start_dim",), nn.Unflatten: ("dim", "unflattened_size"),
+    nn.ReLU: (), nn.LeakyReLU: ("negative_slope",), nn.ELU: ("alpha",), nn.GELU: (), nn.SiLU: (), nn.Tanh: (),
+    nn.Softplus: (), nn.Sigmoid: (),
+}  # fmt: skip
+
+# The mean of p(x|z) from `params`, the decoder's output as (B, P, C, H, W); F is torch.nn.functional.
+MEANS = {
+    "SquaredErrorHead": {"sigmoid": "torch.sigmoid(params[:, 0])", "linear": "params[:, 0]"},
+    "GaussianHead": {"sigmoid": "torch.sigmoid(params[:, 0])", "linear": "params[:, 0]"},
+    "BernoulliHead": "torch.sigmoid(params[:, 0])",
+    "ContinuousBernoulliHead": "with l = params[:, 0]: 1 / (1 - exp(-l)) - 1 / l, and 1/2 + l / 12 where |l| < 0.05",
+    "DiscretizedLogisticHead": {
+        link: f"with m = {mean}, s = min_scale + F.softplus(params[:, 1] - log(9.5)): the sum over k = 0..254 of "
+        "sigmoid((m - (k + 0.5) / 255) / s) / 255"
+        for link, mean in (("sigmoid", "sigmoid(params[:, 0])"), ("linear", "params[:, 0]"))
+    },
+}
+
+
+def export(path: str, format_: str, out: str | None, **how: Any) -> None:
+    if out is not None and Path(out).exists() and not how["force"]:
+        raise InputError(f"--out={out}: is there already; give another name, or --force to write into it")
+    how.pop("force")
+    run = open_run(path, **how)
+    folder = Path(out) if out else run.directory / f"export_{format_}"
+    vae = run.vae.cpu().eval()
+    if format_ == "onnx":
+        described = describe_onnx(vae)
+        _write_onnx(vae, folder)
+    else:
+        halves = {half: sequential(vae, half) for half in HALVES}
+        described = describe_layers(vae, halves)
+        for half, layers in halves.items():
+            _write_weights(folder / f"{half}.{'pt' if format_ == 'torch' else 'safetensors'}", layers, format_)
+    replace(folder / "model.json", (json.dumps(common(run, format_) | described, indent=2) + "\n").encode())
+    for file in sorted(folder.iterdir()):
+        print(file)
+
+
+def common(run: TrainedRun, format_: str) -> dict[str, Any]:
+    """What model.json says in every format."""
+    vae, plain = run.vae, run.settings.plain
+    return {
+        "format": format_,
+        "run": run.directory.absolute().name,
+        "image_shape": list(vae.image_shape),
+        "images": "float32 in [0, 1], (B, C, H, W)",
+        "binarize": plain["data"].get("binarize", "none"),
+        "latent_dim": vae.latent_dim,
+        "likelihood": type(vae.likelihood).__name__,
+        "normalised": vae.likelihood.normalised,
+        "prior": type(vae.prior).__name__ + (", zero mean and unit variance" if is_standard(vae) else ""),
+    }
+
+
+def is_standard(vae: VAE) -> bool:
+    prior = vae.prior
+    try:
+        return bool((prior.mean == 0).all() and (prior.stddev == 1).all()) and not prior.event_shape
+    except NotImplementedError:
+        return False
+
+
+# --- weights for plain torch ------------------------------------------------------------------------------------------
+
+
+def sequential(vae: VAE, half: str) -> nn.Sequential:
+    """A half as a plain stack of torch's own layers, which share its weights; raises InputError for an own network."""
+    net = getattr(vae, half)
+    match net:
+        case MLPEncoder():
+            layers = [nn.Flatten(), *net.hidden, net.out]
+        case ConvEncoder():
+            layers = [*net.convolutions, nn.Flatten(), *net.hidden, net.out]
+        case MLPDecoder():
+            layers = [*net.hidden, net.out, nn.Unflatten(1, net.image_shape)]
+        case ConvDecoder():
+            layers = [*net.hidden, nn.Unflatten(1, net.small), *net.convolutions]
+        case _:
+            raise InputError(
+                f"--format: {type(net).__name__} is a network of your own, which model.json cannot describe; take "
+                "--format onnx"
+            )
+    return nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.Dropout)))
+
+
+def describe_layers(vae: VAE, halves: dict[str, nn.Sequential]) -> dict[str, Any]:
+    """What plain torch needs beside the weights."""
+    head = type(vae.likelihood).__name__
+    mean = MEANS.get(head, "the likelihood is an own one")
+    return {
+        "use": "net = nn.Sequential(*(getattr(nn, layer['type'])(**layer['arguments']) for layer in layers)); "
+        "net.load_state_dict(weights); net.eval()",
+        "layers": {half: [describe_layer(layer) for layer in net] for half, net in halves.items()},
+        "encoder_output": posterior_in_words(vae),
+        "decoder_output": "params.view(B, P, C, H, W)",
+        "params_per_pixel": vae.likelihood.params_per_pixel,
+        "mean_of_x": mean[vae.likelihood.link] if isinstance(mean, dict) else mean,
+        **scales(vae),
+    }
+
+
+def posterior_in_words(vae: VAE) -> str:
+    kind = type(getattr(vae, "posterior_head", None)).__name__
+    if kind in ("NoneType", "Diagonal"):
+        return "mu, log_var = output.chunk(2, dim=1); q(z|x) = N(mu, exp(log_var))"
+    return f"what the posterior {kind} is made of; take --format onnx for its mean"
+
+
+def scales(vae: VAE) -> dict[str, float]:
+    """The spread of x where the head keeps it beside the decoder."""
+    head = vae.likelihood
+    found = {}
+    if getattr(head, "sigma", None) in ("shared", "optimal") or isinstance(getattr(head, "sigma", None), float):
+        found["sigma"] = float(head.scale(torch.zeros(1, 1, 1, 1, 1, 1)))  # type: ignore[operator]  # a Gaussian head
+    for name in ("min_sigma", "min_scale"):
+        if isinstance(getattr(head, name, None), float):
+            found[name] = getattr(head, name)
+    return found
+
+
+def describe_layer(layer: nn.Module) -> dict[str, Any]:
+    arguments = {name: getattr(layer, name) for name in ARGUMENTS[type(layer)]}
+    return {"type": type(layer).__name__, "arguments": arguments}
+
+
+def _write_weights(path: Path, net: nn.Module, format_: str) -> None:
+    weights = {name: value.detach().contiguous().clone() for name, value in net.state_dict().items()}
+    if format_ == "torch":
+        with whole_file(path) as file:
+            torch.save(weights, file)
+        return
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise InputError("safetensors is not installed; pip install 'vae-lightning[export]'") from error
+    replace(path, save(weights))
+
+
+# --- graphs for onnx --------------------------------------------------------------------------------------------------
+
+
+class Encode(nn.Module):
+    """x (B, C, H, W) -> the mean (B, D) of q(z|x) and, where it has one, its standard deviation (B, D)."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        q = self.vae.encode(x)
+        return (q.mean, q.stddev) if has_stddev(q) else (q.mean,)
+
+
+class Decode(nn.Module):
+    """z (B, D) -> the mean (B, C, H, W) of p(x|z)."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.vae.decode(z.unsqueeze(0)).mean.squeeze(0)
+
+
+def has_stddev(q: torch.distributions.Distribution) -> bool:
+    try:
+        _ = q.stddev
+    except NotImplementedError:
+        return False
+    return True
+
+
+def names(vae: VAE) -> dict[str, tuple[str, list[str]]]:
+    """Of each half: its input, its outputs."""
+    with torch.no_grad():
+        spread = has_stddev(vae.encode(torch.zeros(2, *vae.image_shape)))
+    return {"encoder": ("x", ["mean", "stddev"] if spread else ["mean"]), "decoder": ("z", ["x_mean"])}
+
+
+def describe_onnx(vae: VAE) -> dict[str, Any]:
+    return {
+        half: {"input": given, "outputs": outputs, "batch": "any size, from 1"}
+        for half, (given, outputs) in names(vae).items()
+    }
+
+
+def _write_onnx(vae: VAE, folder: Path) -> None:
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  # what torch writes the file by
+    except ImportError as error:
+        raise InputError("onnx and onnxscript are not installed; pip install 'vae-lightning[export]'") from error
+    for noisy in ("onnxscript", "onnx_ir", "torch.onnx"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    shapes = {"encoder": vae.image_shape, "decoder": (vae.latent_dim,)}
+    for half, net in (("encoder", Encode(vae)), ("decoder", Decode(vae))):
+        given, outputs = names(vae)[half]
+        program = torch.onnx.export(
+            net.eval(), (torch.zeros(2, *shapes[half]),), input_names=[given], output_names=outputs,
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), opset_version=OPSET, dynamo=True, verbose=False,
+        )  # fmt: skip
+        assert program is not None
+        with whole_file(folder / f"{half}.onnx") as file:
+            onnx.save(program.model_proto, file)

@@ -1,0 +1,101 @@
+"""What the verbs that use a model share: the run, its caption, the images that they are given."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae.data.photographs import find_images, fit_image
+from vae.errors import InputError
+from vae.evaluation.draws import decode, prior_latents
+from vae.model import VAE
+from vae.run.load import TrainedRun, load_run
+from vae.run.process import find_own_modules, log_to
+from vae.run.settings import caption
+
+
+def open_run(path: str, checkpoint: str, trust: list[str] | None) -> TrainedRun:
+    log_to(None)
+    find_own_modules()
+    run = load_run(path, checkpoint, trust=tuple(trust or ()))
+    if run.settings.threads:
+        torch.set_num_threads(run.settings.threads)
+    return run
+
+
+def describe(run: TrainedRun) -> str:
+    """How a caption begins: the run, its data, its latents."""
+    return f"{run.directory.absolute().name}: {caption(run.settings.plain)}; {run.vae.latent_dim} latents"
+
+
+def default_out(run: TrainedRun, name: str) -> Path:
+    return run.directory / "figures" / name
+
+
+@dataclass
+class Given:
+    """Images (N, C, H, W), uint8, with a name each, their labels (N,) if there are any, and what was done to them."""
+
+    images: Tensor
+    names: list[str]
+    labels: Tensor | None
+    said: str
+
+
+def images_of(run: TrainedRun, paths: list[str] | None, count: int | None = None) -> Given:
+    """A person's own images, or the test split (its first `count`); raises InputError for what is no image."""
+    if not paths:
+        images, labels = run.data.test.images[:count], run.data.test.labels[:count]
+        return Given(images, [f"test {i}" for i in range(len(images))], labels if run.data.classes else None, "test")
+    files = find_images(paths)
+    dark = is_dark(run.vae)
+    fitted = [fit_image(file, run.vae.image_shape, dark) for file in files]
+    images = torch.from_numpy(np.stack([image for image, _ in fitted]))
+    said = "; ".join(dict.fromkeys(said for _, said in fitted))
+    if run.vae.likelihood.binary_only:
+        images, how = binarised(images, run.settings.plain["data"].get("binarize", "threshold"), run.settings.seed)
+        said = f"{said}, {how}"
+    return Given(images, [file.name for file in files], None, f"own images: {said}")
+
+
+def is_dark(vae: VAE) -> bool:
+    """Whether the model's images are light on dark, by the border of the mean of its samples."""
+    mean = decode(vae, prior_latents(vae, 64, 0)).mean((0, 1))  # (H, W)
+    return bool(torch.cat([mean[0], mean[-1], mean[:, 0], mean[:, -1]]).median() < 0.5)
+
+
+def binarised(images: Tensor, how: str, seed: int) -> tuple[Tensor, str]:
+    """As a model of binary images was trained: by a threshold or by one Bernoulli draw a pixel."""
+    if how == "threshold":
+        return (images >= 128).to(torch.uint8) * 255, "binarised at one half"
+    uniform = torch.randint(255, images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return (uniform < images).to(torch.uint8) * 255, "binarised by one draw"
+
+
+def whole_number(text: str) -> int | None:
+    return int(text) if text.removeprefix("-").isdigit() else None
+
+
+def one_image(run: TrainedRun, text: str) -> tuple[Tensor, str]:
+    """An image (1, C, H, W) by a class (the first of it in the test split), `test:17`, or a file; and its name."""
+    split, _, place = text.partition(":")
+    if split == "test" and place.isdigit():
+        return _of_test(run, int(place), text)
+    number = whole_number(text)
+    if number is None:
+        given = images_of(run, [text])
+        return given.images[:1], given.names[0]
+    rows = (run.data.test.labels == number).nonzero().flatten()
+    if not run.data.classes or not len(rows):
+        known = f"a class from 0 to {run.data.classes - 1}, " if run.data.classes else ""
+        raise InputError(f"{text}: no test image has this label; give {known}test:17 for a test image, or a file")
+    return run.data.test.images[rows[:1]], f"class {number}"
+
+
+def _of_test(run: TrainedRun, index: int, text: str) -> tuple[Tensor, str]:
+    images = run.data.test.images
+    if index >= len(images):
+        raise InputError(f"{text}: there are {len(images)} test images; give test:0 to test:{len(images) - 1}")
+    return images[index : index + 1], text

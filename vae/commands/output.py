@@ -1,0 +1,73 @@
+"""What a verb writes: a picture, or with --out its numbers."""
+
+import csv
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vae.errors import InputError
+from vae.files import replace, whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PICTURES, DATA = (".png", ".svg", ".pdf"), (".npz", ".csv")
+
+
+def check_out(out: str | None, force: bool, kinds: tuple[str, ...] = PICTURES + DATA) -> Path | None:
+    """Where the result goes; raises InputError for another kind of file, and for one that is there already."""
+    if out is None:
+        return None
+    path = Path(out)
+    if path.suffix.lower() not in kinds:
+        raise InputError(f"--out={out}: ends in none of {', '.join(kinds)}; for example --out {path.stem}{kinds[0]}")
+    if path.is_dir() or (path.exists() and not force):
+        raise InputError(f"--out={out}: is there already; give another name, or --force to replace it")
+    return path
+
+
+def write(path: Path, draw: Callable[[], "Figure"], values: Mapping[str, Any]) -> None:
+    """The picture, or `values` (arrays over the same first axis) as npz or csv, and a line that says where."""
+    try:
+        if path.suffix.lower() in PICTURES:
+            _write_picture(path, draw())
+        elif path.suffix.lower() == ".npz":
+            _write_npz(path, values)
+        else:
+            replace(path, as_csv(values).encode())
+    except OSError as error:
+        raise InputError(f"--out={path}: cannot be written ({error.strerror}); name a place that can be") from error
+    print(path)
+
+
+def _write_picture(path: Path, figure: "Figure") -> None:
+    with whole_file(path) as file:
+        figure.savefig(file, format=path.suffix[1:].lower(), dpi=figure.dpi)
+
+
+def _write_npz(path: Path, values: Mapping[str, Any]) -> None:
+    import numpy as np
+
+    with whole_file(path) as file:
+        np.savez_compressed(file, **values)
+
+
+def as_csv(values: Mapping[str, Any]) -> str:
+    """A row for each index of the first axis, a second axis as columns name_0, name_1, ...; images are left out."""
+    import numpy as np
+
+    columns: list[tuple[str, list[Any]]] = []
+    for name, value in values.items():
+        array = np.asarray(value)
+        if array.ndim > 2:
+            continue
+        flat = array.reshape(len(array), -1)
+        names = [name] if array.ndim == 1 else [f"{name}_{k}" for k in range(flat.shape[1])]
+        columns += [(each, flat[:, k].tolist()) for k, each in enumerate(names)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([name for name, _ in columns])
+    for row in zip(*(column for _, column in columns), strict=True):
+        writer.writerow([f"{cell:.9g}" if isinstance(cell, float) else cell for cell in row])
+    return text.getvalue()

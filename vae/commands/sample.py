@@ -1,0 +1,31 @@
+"""`vae sample RUN`: images from the prior, or from the aggregate posterior."""
+
+from typing import Any
+
+from torch import Tensor
+
+from vae.commands.opening import default_out, describe, open_run
+from vae.commands.output import check_out, write
+from vae.evaluation import draws, figures
+from vae.run.load import TrainedRun
+
+ORIGINS = {"prior": "z from the prior", "posterior": "z from a Gaussian mixture fitted to the aggregate posterior"}
+
+
+def sample(
+    path: str, count: int, x: str, seed: int, temperature: float, origin: str, out: str | None, **how: Any
+) -> None:
+    place = check_out(out, how.pop("force"))
+    run = open_run(path, **how)
+    z = latents(run, count, seed, temperature, origin)
+    images = draws.decode(run.vae, z, x, seed, bar=True)
+    warmth = "" if temperature == 1 else f" at temperature {temperature:g}"
+    text = f"{describe(run)}; {count} samples; {ORIGINS[origin]}{warmth}; x: {x} of p(x|z); seed {seed}"
+    values = {"z": z.numpy(), "x": images.numpy()}
+    write(place or default_out(run, "sample.png"), lambda: figures.grid(images, draws.square(count), text), values)
+
+
+def latents(run: TrainedRun, count: int, seed: int, temperature: float, origin: str) -> Tensor:
+    if origin == "prior":
+        return draws.prior_latents(run.vae, count, seed, temperature)
+    return draws.posterior_latents(run.vae, run.data.train.images, count, seed, temperature)

@@ -1,0 +1,177 @@
+"""`vae verify RUN`: a run's first steps and its evaluation again; what differs that may explain other numbers."""
+
+import math
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from vae.errors import InputError, RunFailed
+from vae.run import settings
+from vae.run.build import build_data, build_model
+from vae.run.directory import Run, describe_differences, differences, read_settings
+from vae.run.find import find_run, require_checkpoint
+from vae.run.keys import Settings
+from vae.run.load import TrainedRun, load_run
+from vae.run.own_parts import distrust
+from vae.run.process import find_own_modules, log_to
+from vae.run.provenance import provenance
+from vae.run.results import checkpoint_state, evaluate, training_metrics
+from vae.run.trainer import prepared_trainer
+from vae.training import checkpoints
+from vae.training.history import History
+
+ROUNDING = 1e-5  # relative: what another number of threads or another device moves a sum by
+CAUSES = ("git_commit", "device", "threads")
+LATER = ("test/nll", "samples/", "bits_per", "accuracy")  # metrics that take long; parts of their names
+
+
+@dataclass
+class Report:
+    """`differing` holds what may be a cause, `wrong` the numbers that came out otherwise."""
+
+    differing: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def say(self, what: str, difference: str | None, same: str = "") -> None:
+        said = f"same{f' ({same})' if same else ''}" if difference is None else difference
+        print(f"{what:<15} {said}", flush=True)
+        if difference is not None:
+            self.differing.append(f"{what}: {difference}")
+
+    def say_numbers(self, what: str, before: dict[str, float], now: dict[str, float]) -> None:
+        bad = {name: (old, now[name]) for name, old in before.items() if not close(old, now[name])}
+        exact = all(old == now[name] for name, old in before.items())
+        if not bad:
+            print(f"{what:<15} same{'' if exact else ' but for rounding'} ({len(before)} numbers)", flush=True)
+            return
+        told = ", ".join(f"{name} {old:.8g} there, {new:.8g} now" for name, (old, new) in list(bad.items())[:4])
+        print(f"{what:<15} {told}" + (f" and {len(bad) - 4} more" if len(bad) > 4 else ""), flush=True)
+        self.wrong.append(f"{what} ({', '.join(list(bad)[:4])})")
+
+
+def close(old: float, new: float) -> bool:
+    return old == new or math.isclose(old, new, rel_tol=ROUNDING, abs_tol=ROUNDING) or (old != old and new != new)
+
+
+def verify(path: str, trust: list[str] | None) -> None:
+    """Prints what is the same and what is not; raises RunFailed, with the likely cause, where numbers differ."""
+    log_to(None)
+    find_own_modules()
+    found, report = find_run(path), Report()
+    if found.file is not None:
+        raise InputError(f"{path}: is a checkpoint without its run; name the run's directory")
+    require_checkpoint(found, "best")
+    saved = checkpoints.load(found.directory / "checkpoints" / "best.ckpt")
+    plain = read_settings(found.directory / "config.yaml")
+    distrust(plain, tuple(trust or ()))
+    given = differences(saved["vae"]["settings"], plain)
+    given.pop("trainer.max_epochs", None)
+    report.say("configuration", describe_differences(given) if given else None)
+    if given:
+        finish(report)
+    repeat(load_run(found.directory, trust=tuple(trust or ())), saved, report)
+    finish(report)
+
+
+def repeat(run: TrainedRun, saved: dict[str, Any], report: Report) -> None:
+    before = (run.metrics or {}).get("provenance", {})
+    torch.set_num_threads(run.settings.threads or before.get("threads") or torch.get_num_threads())
+    compare_origin(run, saved, before, report)
+    losses = saved["vae"].get("first_losses", [])
+    if losses:
+        again = first_losses(run.settings, len(losses))
+        numbers = [{f"step {k}": float(loss) for k, loss in enumerate(each)} for each in (losses, again)]
+        report.say_numbers("first steps", numbers[0], numbers[1])
+    else:
+        print(f"{'first steps':<15} not repeated: this run was written before they were kept")
+    if run.metrics is None:
+        print(f"{'evaluation':<15} not repeated: the run is not finished")
+        return
+    compare_metrics(run, saved, report)
+
+
+def compare_origin(run: TrainedRun, saved: dict[str, Any], before: dict[str, Any], report: Report) -> None:
+    """Data, packages and machine, against what the run wrote down."""
+    try:
+        now = provenance(run.settings, run.data, torch.device("cpu"))
+    except InputError as error:
+        report.say("data", str(error))
+        finish(report)
+    md5 = saved["vae"].get("data", {}).get("md5") or before.get("data_md5")
+    place = run.settings.plain["data"].get("path") or run.settings.plain["data"].get("root", run.data.name)
+    changed = md5 is not None and md5 != now["data_md5"]
+    told = f"the images in {place} have changed (md5 {str(md5)[:8]} there, {now['data_md5'][:8]} now)"
+    report.say("data", told if changed else None, f"md5 {now['data_md5'][:8]}")
+    if not before:
+        print(f"{'packages':<15} unknown: the run is not finished")
+        return
+    versions = before.get("versions", {})
+    other = [f"{name} {old} there, {now['versions'][name]} now" for name, old in versions.items()
+             if now["versions"].get(name, old) != old]  # fmt: skip
+    report.say("packages", ", ".join(other) or None)
+    own = [f"{name} {before[name]} there, {now[name]} now" for name in CAUSES if before.get(name) != now[name]]
+    report.say("machine, code", ", ".join(own) or None, f"{now['device']}, {now['threads']} threads")
+
+
+class Stop(Exception):
+    """Enough steps were repeated."""
+
+
+class StopAfter(Callback):
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if len(pl_module.first_losses) >= self.count:  # type: ignore[arg-type]  # LitVAE's
+            raise Stop
+
+
+def first_losses(s: Settings, count: int) -> list[Tensor]:
+    """The losses of the run's first steps, trained anew in a folder that goes."""
+    data = build_data(s)
+    lit = build_model(s, data)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder) / "run", settings.read({**s.plain, "run_dir": folder}))
+        try:
+            with run.open(), prepared_trainer(run, lit, data) as (trainer, _):
+                trainer.callbacks.append(StopAfter(count))  # type: ignore[attr-defined]  # Lightning sets the list
+                trainer.fit(lit, datamodule=data)
+        except Stop:
+            pass
+        log_to(None)  # the folder, and the log in it, go
+    return lit.first_losses
+
+
+def compare_metrics(run: TrainedRun, saved: dict[str, Any], report: Report) -> None:
+    """metrics.json against the checkpoint's own record of training, and a new evaluation without its long parts."""
+    assert run.metrics is not None
+    plain = run.settings.plain
+    quick = plain["evaluation"] | {"samples": 0, "features": False, "probes": False}
+    now, _ = evaluate(run.lit, run.data, settings.read({**plain, "evaluation": quick}), saved["global_step"])
+    history = History()
+    history.load_state_dict(checkpoint_state(run))
+    now |= training_metrics(history, saved["epoch"] + 1)
+    now |= {"best_epoch": saved["epoch"] + 1, "epochs": len(history.rows)}
+    now |= {"parameters": sum(p.numel() for p in run.vae.parameters())}
+    before = {name: value for name, value in run.metrics.items() if name in now}
+    report.say_numbers("evaluation", before, now)
+    left = [name for name in run.metrics if name not in now and any(part in name for part in LATER)]
+    if left:
+        print(f"{'not repeated':<15} {', '.join(left)}: vae evaluate {run.directory} does")
+
+
+def finish(report: Report) -> None:
+    """Raises RunFailed unless all is the same, or all numbers are in spite of what differs."""
+    if not report.wrong and not any(line.startswith(("configuration", "data")) for line in report.differing):
+        print("same" + (", in spite of these differences" if report.differing else ""))
+        return
+    if report.differing:
+        cause = f"what may have moved it: {'; '.join(report.differing)}" if report.wrong else report.differing[0]
+    else:
+        cause = "configuration, data, packages and machine are the same: metrics.json or a checkpoint was changed"
+    raise RunFailed(f"not the same: {', '.join([*report.wrong, cause])}")

@@ -1,0 +1,136 @@
+"""Latents to decode: draws from the prior or the aggregate posterior, ways between two points; and their images."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vae.errors import InputError
+from vae.evaluation import metrics
+from vae.evaluation.estimates import _chunks
+from vae.model import VAE
+from vae.noise import derive, fixed_noise
+
+MIXTURE = 10  # components of the aggregate posterior's mixture
+FITTED = 10_000  # images that it is fitted to
+
+
+@torch.inference_mode()
+def prior_latents(vae: VAE, count: int, seed: int, temperature: float = 1.0) -> Tensor:
+    """z (N, D) on the CPU; the first are the same for every `count`. A `temperature` below 1 draws them to the mean.
+
+    Raises InputError for a temperature where the prior's mean is not known.
+    """
+    generator = np.random.default_rng(derive(seed, "generated"))
+    noise = generator.standard_normal((count, getattr(vae, "noise_per_draw", vae.latent_dim)), dtype=np.float32)
+    z = vae.draw_prior(torch.from_numpy(noise)).cpu()
+    if temperature == 1:
+        return z
+    try:
+        mean = vae.prior.mean.cpu()
+    except NotImplementedError as error:
+        raise InputError(
+            f"--temperature={temperature:g}: this model's prior has no mean in closed form to draw to; leave it at 1"
+        ) from error
+    return mean + temperature * (z - mean)
+
+
+@torch.inference_mode()
+def posterior_latents(vae: VAE, images: Tensor, count: int, seed: int, temperature: float = 1.0) -> Tensor:
+    """z (N, D) from a Gaussian mixture fitted to the aggregate posterior, one draw from q(z|x) of each image.
+
+    A `temperature` below 1 draws each to the mean of its component.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    with fixed_noise(derive(seed, "aggregate posterior")):
+        drawn = (vae.encode(x).sample(torch.Size((1,)))[0] for x in _chunks(vae, images[:FITTED], 1000))
+        points = metrics.gather_chunks(drawn, min(FITTED, len(images))).double().numpy()
+    state = derive(seed, "mixture") % 2**32
+    mixture = GaussianMixture(min(MIXTURE, len(points)), random_state=state).fit(points)
+    z, component = mixture.sample(count)  # in the order of the components
+    order = np.random.default_rng(state).permutation(count)
+    means = mixture.means_[component]
+    return torch.from_numpy((means + temperature * (z - means))[order]).float()
+
+
+@torch.inference_mode()
+def decode(vae: VAE, z: Tensor, x: str = "mean", seed: int = 0, bar: bool = False) -> Tensor:
+    """Images (N, C, H, W) in [0, 1] on the CPU of latents (N, D); `x` is `mean` or `sample` of p(x|z)."""
+    purpose = derive(seed, "generated x")
+    parts = tqdm(z.split(1000), "images", leave=False, disable=None if bar and len(z) > 1000 else True)
+    with fixed_noise(purpose), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(purpose)
+        return metrics.gather_chunks((vae.sample(part.to(vae.prior_loc), x=x).clamp(0, 1) for part in parts), len(z))
+
+
+@torch.inference_mode()
+def reconstruct(vae: VAE, images: Tensor, z: str = "mean", x: str = "mean", seed: int = 0) -> Tensor:
+    """Images (N, C, H, W) in [0, 1] on the CPU; `z` and `x` are each `mean` or `sample`."""
+    purpose = derive(seed, "reconstruct")
+    with fixed_noise(purpose), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(purpose)
+        drawn = (vae.reconstruct(part, z, x).clamp(0, 1) for part in _chunks(vae, images, 1000))
+        return metrics.gather_chunks(drawn, len(images))
+
+
+def linear(a: Tensor, b: Tensor, steps: int) -> Tensor:
+    """(D,), (D,) -> (steps, D), both ends among them."""
+    t = torch.linspace(0, 1, steps).unsqueeze(1)
+    return (1 - t) * a + t * b
+
+
+def spherical(a: Tensor, b: Tensor, steps: int) -> Tensor:
+    """The great circle in direction, with lengths in between (Shoemake 1985): (D,), (D,) -> (steps, D).
+
+    Draws of a Gaussian prior of many dimensions lie near a sphere, through whose middle the straight line passes.
+    """
+    lengths = torch.linspace(0, 1, steps).unsqueeze(1)
+    angle = torch.acos((a @ b / (a.norm() * b.norm()).clamp(min=1e-12)).clamp(-1, 1))
+    if angle.sin().abs() < 1e-4:  # the same direction, or the opposite one, which leaves the circle open
+        return linear(a, b, steps)
+    weights = torch.sin((1 - lengths) * angle) / angle.sin(), torch.sin(lengths * angle) / angle.sin()
+    return weights[0] * a + weights[1] * b
+
+
+WAYS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"linear": linear, "spherical": spherical}
+
+
+@torch.inference_mode()
+def encode(vae: VAE, images: Tensor) -> dict[str, np.ndarray]:
+    """`mean` (N, D) of q(z|x) and, where q has one, `stddev` (N, D)."""
+    means, spreads = [], []
+    for x in _chunks(vae, images, 1000):
+        q = vae.encode(x)
+        means.append(q.mean.cpu())
+        try:
+            spreads.append(q.stddev.cpu())
+        except NotImplementedError:
+            continue
+    found = {"mean": torch.cat(means).numpy()}
+    return found | ({"stddev": torch.cat(spreads).numpy()} if spreads else {})
+
+
+@torch.inference_mode()
+def prior_quantiles(vae: VAE, at: Tensor, seed: int = 0) -> Tensor:
+    """(n, D), those of each latent by itself at the probabilities `at` (n,); of 10,000 draws without a closed form."""
+    try:
+        if not vae.prior.event_shape:
+            return vae.prior.icdf(at.unsqueeze(1).to(vae.prior_loc)).cpu().float()
+    except NotImplementedError:
+        pass
+    return prior_latents(vae, 10_000, seed).quantile(at, 0)
+
+
+def use_of_latents(vae: VAE, seed: int = 0) -> Tensor:
+    """(D,): how much the posterior mean of each latent moves over the model's own samples. Takes no data."""
+    images = decode(vae, prior_latents(vae, 1000, seed))
+    return torch.from_numpy(encode(vae, images)["mean"]).var(0)
+
+
+def square(count: int) -> int:
+    """Columns of a grid of so many images that is about as high as wide."""
+    return math.ceil(math.sqrt(count))
