@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 
 @dataclass
@@ -21,6 +24,16 @@ class SweeperConf(BasicSweeperConf):
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="runs", node=SweeperConf, provider="vae")
+
+
+class Presets(SearchPathPlugin):
+    """conf/hydra/launcher/ has files of the launchers' own names, which Hydra is not to mix with the originals."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Called when all plugins are there and nothing is composed yet."""
+        launchers = ConfigStore.instance().repo["hydra"]["launcher"]
+        for name in ("joblib", "submitit_local", "submitit_slurm"):
+            launchers.pop(f"{name}.yaml", None)
 
 
 class Sweeper(BasicSweeper):
@@ -41,6 +54,7 @@ class Sweeper(BasicSweeper):
         plan.say(plan.describe(root, self.jobs))
         with plan.Progress(root, self.jobs).lines():
             results = super().sweep(arguments)
+        GlobalHydra.instance().clear()  # the comparison composes the defaults
         summary.close(root, self.jobs, [job.return_value for batch in results for job in batch])
         return results
 
