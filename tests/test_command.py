@@ -178,7 +178,7 @@ def test_every_run_of_a_sweep_is_checked() -> None:
 
 def test_sweep_writes_what_the_design_says(sweep: Path) -> None:
     """`-m latent_dim=2,3 model=mlp,conv`: four directories, each a whole run of its own configuration."""
-    assert {path.name for path in sweep.iterdir()} == {*RUNS, "multirun.yaml", ".lock"}
+    assert {path.name for path in sweep.iterdir()} == {*RUNS, "multirun.yaml", ".lock", "comparison"}
     for name, (latents, half) in zip(RUNS, itertools.product([2, 3], ["MLP", "Conv"]), strict=True):
         run = sweep / name
         names = {path.name for path in run.iterdir()}

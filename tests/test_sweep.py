@@ -1,6 +1,7 @@
 """Sweeps: the runs below a folder, folders named by what varies, what is left to do, and what failed."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -163,8 +164,9 @@ def test_a_sweep_tells_of_each_job_and_draws_on_demand(sweep: Path) -> None:
     lines = out.splitlines()
     assert f"sweep of 4 runs in {sweep}: 4 to do" in lines
     assert sum(line.startswith("epoch 1 of 1  train/loss") for line in lines) == 4
-    told = [line for line in lines if line.startswith(tuple(f"{name}: dev/loss " for name in RUNS))]
+    told = [line for line in lines if re.match(f"({'|'.join(RUNS)}): dev/loss .* in epoch 1 of 1", line)]
     assert len(told) == 4
+    assert (sweep / "comparison" / "comparison.md").read_text().count("| mlp") == 2
     assert "left, about" in told[0]
     assert "left" not in told[-1]
 
