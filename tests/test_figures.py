@@ -17,9 +17,12 @@ RNG = np.random.default_rng(0)
 GREY, COLOUR = RNG.random((3, 1, 7, 5)), RNG.random((4, 3, 6, 8))
 CURVE = [(epoch, 36 + 12 * 0.9**epoch) for epoch in range(30)]
 HISTORY = {
-    "train": [(e, v + 3) for e, v in CURVE],
-    "dev": CURVE,
-    "train_eval": [(e, v - 0.5) for e, v in CURVE],
+    "train/loss": [(e, v + 3) for e, v in CURVE],
+    "dev/loss": CURVE,
+    "train_eval/loss": [(e, v - 0.5) for e, v in CURVE],
+    "train/reconstruction": [(e, v - 2) for e, v in CURVE],
+    "dev/reconstruction": [(e, v - 4) for e, v in CURVE],
+    "dev/kl": [(e, 5 - 4 * 0.8**e) for e, _ in CURVE],
 }
 BASELINES = {
     "mean image": 52.19,
@@ -31,6 +34,15 @@ BASELINES = {
 }
 LABELS = np.arange(60) % 10
 
+
+def panel(latents):
+    """Normal densities of three widths on a grid."""
+    z = np.linspace(-4, 4, 41)
+    squares = z**2 if latents == 1 else z[:, None] ** 2 + z**2
+    widths = {"truth": 1.0, "q": 0.7, "best": 0.9}
+    return {"z": [z] * latents} | {name: np.exp(-squares / 2 / sd**2) for name, sd in widths.items()}
+
+
 EVERY = {
     "reconstructions": lambda text: figures.reconstructions(GREY, GREY**2, text),
     "reconstructions, colour": lambda text: figures.reconstructions(COLOUR, COLOUR**2, text),
@@ -39,7 +51,15 @@ EVERY = {
     "latents, 2": lambda text: figures.latents(RNG.normal(size=(60, 2)), LABELS, text),
     "latents, 5": lambda text: figures.latents(RNG.normal(size=(60, 5)), LABELS, text),
     "samples": lambda text: figures.samples({"x sampled": GREY, "x mean": GREY**2}, text),
-    "grid": lambda text: figures.grid(COLOUR, 2, text, ["z 0", "z 1"]),
+    "errors": lambda text: figures.errors(GREY, GREY**2, text),
+    "errors, colour": lambda text: figures.errors(COLOUR, COLOUR**2, text),
+    "error_map": lambda text: figures.error_map(GREY[0], text),
+    "grid": lambda text: figures.grid(COLOUR, 2, text, ["z 0", "z 1"], ["a", "b"], "across", "up"),
+    "aggregate_posterior": lambda text: figures.aggregate_posterior(
+        RNG.normal(size=(90, 2)), RNG.normal(size=(70, 2)), ["z3", "z1"], text
+    ),
+    "true_posteriors, 1": lambda text: figures.true_posteriors([panel(1)] * 2, ["one", "two"], text, ["z0"]),
+    "true_posteriors, 2": lambda text: figures.true_posteriors([panel(2)] * 4, list("abcd"), text, ["z0", "z1"]),
     "sigma_history": lambda text: figures.sigma_history([(e, 0.8**e) for e in range(40)], text),
     "kl_per_latent": lambda text: figures.kl_per_latent([1.0, 0.0, 3.0], text, [True, False, True]),
     "rate_distortion": lambda text: figures.rate_distortion([5, 20], [200, 90], [0, 1], text),
@@ -167,44 +187,65 @@ def test_neighbours_put_each_distance_under_its_pair():
 
 
 def test_losses_draw_the_histories_given():
-    figure = figures.losses(HISTORY, "")
-    train, dev = figure.axes
-    np.testing.assert_array_equal(train.lines[0].get_xydata(), HISTORY["train"])
-    np.testing.assert_array_equal(dev.lines[0].get_xydata(), HISTORY["dev"])
-    np.testing.assert_array_equal(dev.lines[1].get_xydata(), HISTORY["train_eval"])
-    assert dev.lines[1].get_linestyle() == "--"
-    (red, _, blue), (cold, _, warm) = to_rgb(train.lines[0].get_color()), to_rgb(dev.lines[0].get_color())
+    figure = figures.losses(HISTORY, "", units=("squared error + nats", "squared error"))
+    loss, reconstruction, kl = figure.axes
+    assert [axis.get_ylabel() for axis in figure.axes] == [
+        "squared error + nats per image",
+        "squared error per image",
+        "nats per image",
+    ]
+    for axis, name, splits in (
+        (loss, "loss", ["train", "train_eval", "dev"]),
+        (reconstruction, "reconstruction", ["train", "dev"]),
+        (kl, "kl", ["dev"]),
+    ):
+        for line, split in zip(axis.lines, splits, strict=True):
+            np.testing.assert_array_equal(line.get_xydata(), HISTORY[f"{split}/{name}"])
+    assert loss.lines[1].get_linestyle() == "--"
+    (red, _, blue), (cold, _, warm) = to_rgb(loss.lines[0].get_color()), to_rgb(loss.lines[2].get_color())
     assert red > blue
     assert warm > cold
-    assert f"{HISTORY['train'][-1][1]:.4g} at epoch 29, the lowest" in words(figure)
+    said = words(figure)[0].split("\n")
+    assert said[0] == f"dev {HISTORY['dev/loss'][-1][1]:.4g} at epoch 29, the lowest"
+    assert "51, beyond the panel" in said[1]  # 48 + 3
 
 
-def test_anchors_stand_at_their_values_and_their_names_do_not_collide():
+def test_the_first_epoch_does_not_eat_the_scale():
+    late = [(epoch, 30 - 0.1 * epoch) for epoch in range(2, 41)]
+    curve = [(1, 900.0), *late]
+    axis = figures.losses({"train/loss": curve, "dev/loss": curve}, "").axes[0]
+    low, high = axis.get_ylim()
+    settled = [value for epoch, value in late if epoch > 4]
+    assert np.ptp(settled) / (high - low) > 0.8
+    assert low < min(settled)
+
+
+def test_baselines_stand_at_their_values_beside_the_reconstruction_and_their_names_do_not_collide():
     figure = figures.losses(HISTORY, "", BASELINES)
-    dev = figure.axes[1]
-    low, high = dev.get_ylim()
-    level = {line.get_ydata()[0] for line in dev.lines if line.get_linestyle() == ":"}
+    panel = figure.axes[1]
+    low, high = panel.get_ylim()
+    level = {line.get_ydata()[0] for line in panel.lines if line.get_linestyle() == ":"}
     assert level == {value for value in BASELINES.values() if low < value < high}
-    names = [text for text in dev.texts if text.get_text().lstrip("\u2191\u2193 ").split(":")[0] in BASELINES]
+    assert not any(line.get_linestyle() == ":" for axis in figure.axes[::2] for line in axis.lines)
+    names = [text for text in panel.texts if text.get_text().lstrip("\u2191\u2193 ").split(":")[0] in BASELINES]
     assert len(names) == len(BASELINES)
     assert "\u2193 PCA 32: 14.12" in words(figure)  # would squeeze the curve
     pixels(figure)
     boxes = [text.get_window_extent() for text in names]
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
-    assert all(box.x0 > dev.bbox.x1 for box in boxes)
-    values = [value for _, value in (*HISTORY["dev"], *HISTORY["train_eval"])]
-    assert np.ptp(values) / (high - low) > 0.29  # a third, less the padding
+    assert all(box.x0 > panel.bbox.x1 for box in boxes)
 
 
 @pytest.mark.parametrize("baselines", [None, BASELINES], ids=["plain", "baselines"])
 def test_a_single_epoch_is_a_visible_point(baselines):
-    figure = figures.losses({"train": [(0, 57.4)], "dev": [(0, 48.5)], "train_eval": [(0, 48.0)]}, "", baselines)
-    dev = figure.axes[1]
-    assert dev.lines[0].get_marker() == "o"
-    assert dev.get_xlim() == (-1, 1)
-    assert dev.get_ylim()[0] < 48.5 < dev.get_ylim()[1]
+    single = {name: curve[:1] for name, curve in HISTORY.items()}
+    figure = figures.losses(single, "", baselines)
+    panel = figure.axes[1]
+    assert panel.lines[1].get_marker() == "o"
+    assert panel.get_xlim() == (-1, 1)
+    assert panel.get_ylim()[0] < single["dev/reconstruction"][0][1] < panel.get_ylim()[1]
     if baselines:
-        assert sum(line.get_linestyle() == ":" for line in dev.lines) == len(baselines)
+        assert sum(line.get_linestyle() == ":" for line in panel.lines) == len(baselines)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +334,7 @@ def test_kl_bars_are_sorted_coloured_by_activity_and_summed(dims):
     assert f"{kl.sum():.4g} nats" in axis.get_title(loc="left")
     assert f"active: {active.sum()} of {dims}" in [text.get_text() for text in axis.get_legend().get_texts()]
     if dims == 7:
-        assert [int(tick.get_text()) for tick in axis.get_xticklabels()] == list(np.argsort(-kl))
+        assert [tick.get_text() for tick in axis.get_xticklabels()] == [f"z{k}" for k in np.argsort(-kl)]
 
 
 # --- noise and samples --------------------------------------------------------------------------------------
@@ -351,8 +392,8 @@ HOLED[1, 0, 2, 3] = NAN
     ("name", "draw"),
     [
         ("x_hat", lambda: figures.reconstructions(GREY, HOLED, "")),
-        (r"history\['dev'\]", lambda: figures.losses({"train": [(0, 1.0)], "dev": [(0, INF)]}, "")),
-        (r"history\['train_eval'\]", lambda: figures.losses({**HISTORY, "train_eval": [(0, NAN)]}, "")),
+        (r"history\['dev/loss'\]", lambda: figures.losses({"train/loss": [(0, 1.0)], "dev/loss": [(0, INF)]}, "")),
+        (r"history\['train_eval/loss'\]", lambda: figures.losses({**HISTORY, "train_eval/loss": [(0, NAN)]}, "")),
         ("baselines", lambda: figures.losses(HISTORY, "", {"mean image": NAN})),
         ("mu", lambda: figures.latents([[NAN, 0.0]], [0], "")),
         (r"rows\['b'\]", lambda: figures.samples({"a": GREY, "b": HOLED}, "")),
@@ -379,7 +420,11 @@ def test_what_is_not_finite_is_refused_by_name(name, draw):
         (r"x: torch.uint8 images", lambda: figures.reconstructions(torch.ones(1, 1, 2, 2).byte(), GREY, "")),
         (r"x: shape \(3, 7, 5\)", lambda: figures.reconstructions(GREY[:, 0], GREY, "")),
         (r"x_hat: shape \(2, .* expected \(3,", lambda: figures.reconstructions(GREY, GREY[:2], "")),
-        (r"history\['dev'\]: empty", lambda: figures.losses({"train": [(0, 1.0)]}, "")),
+        (r"history\['dev/loss'\]: empty", lambda: figures.losses({"train/loss": [(0, 1.0)]}, "")),
+        (
+            r"drawn \(9, 2\) and prior \(9, 3\)",
+            lambda: figures.aggregate_posterior(np.ones((9, 2)), np.ones((9, 3)), "ab", ""),
+        ),
         ("rows: empty", lambda: figures.samples({}, "")),
         ("columns: 0", lambda: figures.grid(GREY, 0, "")),
         ("row_labels: 1 labels for 2 rows", lambda: figures.grid(GREY, 2, "", ["z"])),
@@ -405,14 +450,102 @@ def test_the_first_bad_value_is_located():
         figures.grid(HOLED, 2, "")
 
 
+# --- for every eye --------------------------------------------------------------------------------------------
+
+# linear sRGB as eyes without one of the three cones see it: Machado et al. (2009), table 1, severity 1
+CONES = {
+    "all": np.eye(3),
+    "no long": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "no middle": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "no short": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+
+
+def lab(colours, cones):
+    """sRGB (n, 3) as CIELAB (n, 3) under these cones."""
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    seen = (linear @ np.transpose(CONES[cones])).clip(0, 1)
+    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]]
+    xyz = seen @ np.transpose(to_xyz) / [0.95047, 1, 1.08883]
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
+
+
+@pytest.mark.parametrize("cones", CONES)
+def test_no_two_colours_of_the_palette_look_alike(cones):
+    points = lab(np.array([to_rgb(colour) for colour in figures.PALETTE]), cones)
+    apart = min(np.linalg.norm(one - other) for one, other in combinations(points, 2))
+    assert apart > 29
+    if cones == "all":
+        assert np.hypot(points[:, 1], points[:, 2]).min() > 40  # none is a grey
+
+
+def test_class_names_on_the_plane_are_all_there_and_apart():
+    """Three classes on one spot, and seven elsewhere."""
+    middles = np.concatenate([np.zeros((3, 2)), RNG.normal(size=(7, 2)) * 3])
+    labels = np.arange(200) % 10
+    (axis,) = figures.latents(middles[labels] + 0.01 * RNG.normal(size=(200, 2)), labels, "").axes
+    names = [text for text in axis.texts if text.get_text().isdigit()]
+    assert sorted(text.get_text() for text in names) == [str(k) for k in range(10)]
+    pixels(axis.figure)
+    boxes = [text.get_window_extent() for text in names]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+def test_the_alternative_text_says_what_is_there_and_goes_into_the_files(tmp_path):
+    figure = figures.kl_per_latent([1.0, 0.0, 3.0], "Dev split.", [True, False, True])
+    figures.describe(figure, "Bar chart of KL")
+    text = figures.alternative_text(figure)
+    assert text == "Bar chart of KL. KL per latent: 4 nats in total. Dev split."
+    for suffix in ("png", "svg", "pdf"):
+        figures.write_figure(figure, tmp_path / f"kl.{suffix}")
+    with Image.open(tmp_path / "kl.png") as picture:
+        assert picture.text["Description"] == text
+    drawing = (tmp_path / "kl.svg").read_text()
+    assert text in drawing
+    assert "KL (nats per image)</text>" in drawing  # text stays text
+    assert (tmp_path / "kl.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_files_of_one_figure_are_the_same_and_dpi_enlarges(tmp_path):
+    figure = figures.grid(GREY, 2, "")
+    for name in ("a", "b"):
+        figures.write_figure(figure, tmp_path / f"{name}.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    figures.write_figure(figure, tmp_path / "a.png")
+    figures.write_figure(figure, tmp_path / "b.png", dpi=256)
+    with Image.open(tmp_path / "a.png") as small, Image.open(tmp_path / "b.png") as large:
+        assert [2 * side for side in small.size] == pytest.approx(large.size, abs=1)
+
+
+# --- the aggregate and the true posterior ---------------------------------------------------------------------
+
+
+def test_draws_of_the_prior_itself_lie_on_the_line_of_the_qq_plot():
+    drawn, prior = RNG.normal(size=(40_000, 1)), RNG.normal(size=(40_000, 1))
+    same, wider = (figures.aggregate_posterior(k * drawn, prior, ["z0"], "").axes[1].lines[1] for k in (1, 3))
+    x, y = same.get_data()
+    assert np.abs(x - y)[5:-5].max() < 0.1
+    slope = np.polyfit(*wider.get_data(), 1)[0]
+    assert slope == pytest.approx(3, rel=0.05)
+
+
+def test_contours_hold_half_and_nearly_all_of_a_density():
+    """Of a normal in the plane, a share s lies within r^2 = -2 log(1 - s)."""
+    axis = figures.true_posteriors([panel(2)], [""], "", ["z0", "z1"]).axes[0]
+    paths = [path for found in axis.collections for path in found.get_paths()]
+    radii = sorted({round(float(np.linalg.norm(path.vertices, axis=1).mean()), 1) for path in paths[:2]})
+    assert radii == pytest.approx(sorted(np.sqrt(-2 * np.log([0.5, 0.05]))), abs=0.15)
+
+
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def test_to_png_replaces_a_picture_whole_and_leaves_nothing_else(tmp_path):
+def test_a_written_figure_replaces_a_picture_whole_and_leaves_nothing_else(tmp_path):
     path = tmp_path / "figures" / "grid.png"
-    figures.to_png(figures.grid(GREY, 1, "One column."), path)
+    figures.write_figure(figures.grid(GREY, 1, "One column."), path)
     figure = figures.grid(GREY, 3, "Three columns.")
-    figures.to_png(figure, path)
+    figures.write_figure(figure, path)
     with Image.open(path) as picture:
         np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), pixels(figure))
     assert [found.name for found in path.parent.iterdir()] == ["grid.png"]
@@ -421,5 +554,5 @@ def test_to_png_replaces_a_picture_whole_and_leaves_nothing_else(tmp_path):
 def test_a_failed_write_leaves_nothing_behind(tmp_path):
     (tmp_path / "taken.png").mkdir()
     with pytest.raises(OSError, match="taken"):
-        figures.to_png(figures.sigma_history([(0, 1.0)], ""), tmp_path / "taken.png")
+        figures.write_figure(figures.sigma_history([(0, 1.0)], ""), tmp_path / "taken.png")
     assert [found.name for found in tmp_path.iterdir()] == ["taken.png"]

@@ -1,6 +1,7 @@
 """After a run: its table, its pictures, its figures anew, and the way back in."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,10 +15,11 @@ from filelock import FileLock
 from matplotlib.image import imread
 
 from vae.commands import cli
-from vae.data.batches import as_floats
 from vae.errors import InputError
-from vae.evaluation import estimates
-from vae.evaluation.gallery import sigma_figures
+from vae.evaluation import estimates, figures
+from vae.evaluation.catalogue import FIGURES
+from vae.evaluation.gallery import Subject, draw_figure, lacks, names_of
+from vae.evaluation.panels import traversal_figure
 from vae.run import results
 from vae.run.build import build
 from vae.run.directory import Run, read_settings
@@ -215,26 +217,70 @@ def test_evaluate_waits_for_no_other_process(
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
+def subject(*overrides: str) -> Subject:
+    """An untrained model of digits, with a history of one epoch."""
+    lit, data = build(settings_of("data=digits", *overrides))
+    history = History()
+    history.rows = [
+        {"epoch": 1, "step": 1, "dev/sigma": 0.3}
+        | {f"{split}/{name}": 9.0 for split in ("train", "dev") for name in ("loss", "reconstruction", "kl")}
+    ]
+    return Subject(lit.eval().vae, data, history.curve, "digits", 0)
+
+
 @pytest.mark.parametrize(("sigma", "drawn"), [("0.3", False), ("optimal", False), ("pixel", True)])
 def test_a_sigma_that_is_the_same_everywhere_is_no_picture(sigma: str, drawn: bool) -> None:
-    s = settings_of("data=digits", "likelihood=gaussian", f"likelihood.sigma={sigma}")
-    lit, data = build(s)
-    history = History()
-    history.rows = [{"epoch": 0, "step": 1, "dev/sigma": 0.3}]
-    found = sigma_figures(lit.eval().vae, as_floats(data.dev.images[:2]), history.curve, "digits")
-    assert ("sigma_image" in found) == drawn
-    assert {"sigma_history", "residuals"} <= found.keys()
+    names = names_of(subject("likelihood=gaussian", f"likelihood.sigma={sigma}"))
+    assert ("sigma_image" in names) == drawn
+    assert {"sigma_history", "residuals", "samples_drawn"} <= set(names)
+
+
+def test_every_figure_is_drawn_by_name_or_refused_with_the_reason() -> None:
+    """Of two models that have all of them together."""
+    small = ("model.encoder.hidden=[5]", "model.decoder.hidden=[4]")
+    plane = subject("latent_dim=2", "likelihood=gaussian", "likelihood.sigma=pixel", *small)
+    more = subject("latent_dim=3", "likelihood=squared_error", *small)
+    drawn = set()
+    for one in (plane, more):
+        for name in FIGURES:
+            if reason := lacks(name, one):
+                with pytest.raises(InputError, match=f"^figure={name}: {re.escape(reason)}; this model has losses, "):
+                    draw_figure(name, one)
+            else:
+                text = figures.alternative_text(draw_figure(name, one))
+                assert text.startswith(FIGURES[name].shows)
+                assert "digits" in text
+                drawn.add(name)
+    assert set(FIGURES) - drawn == {"neighbours", "class_histogram"}  # which take a classifier
+    assert {"manifold", "true_posterior"} <= set(FIGURES) - set(names_of(more))
+
+
+@torch.no_grad()
+def test_traversals_decode_the_prior_s_quantiles_and_nothing_else_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, seen = subject("latent_dim=3", "model.decoder.hidden=[4]"), []
+    monkeypatch.setattr(one.vae, "sample", lambda z, x: seen.append(z) or torch.zeros(len(z), 1, 28, 28))
+    labels = [text.get_text() for text in traversal_figure(one.vae, torch.tensor([2, 0]), "").axes[0].texts]
+    z = seen[0].view(2, 11, 3)
+    quantiles = torch.distributions.Normal(0, 1).icdf(torch.linspace(0.02, 0.98, 11))
+    assert torch.allclose(z[0, :, 2], quantiles)
+    assert torch.allclose(z[1, :, 0], quantiles)
+    assert (z[0, :, :2] == 0).all()
+    assert (z[1, :, 1:] == 0).all()
+    assert labels[:2] == ["z2", "z0"]
+    assert labels[2:13] == [f"{value:.2f}" for value in quantiles.tolist()]
 
 
 def test_every_run_of_the_sweep_has_its_pictures(sweep: Path) -> None:
     """Figures 4 to 8 of the report, and ours; each a PNG in which something is drawn."""
     expected = {
-        "reconstructions", "losses", "latents", "samples", "kl_per_latent", "rate_distortion", "latent_space",
-        "sigma_history", "residuals",
+        "losses", "reconstructions", "errors", "error_map", "samples", "samples_drawn", "interpolations",
+        "kl_per_latent", "latents", "aggregate_posterior", "rate_distortion", "sigma_history", "residuals",
     }  # fmt: skip
     for name in RUNS:
         drawn = list((sweep / name / "figures").iterdir())
-        assert {path.name for path in drawn} == {f"{name}.png" for name in expected}
+        latents = read_settings(sweep / name / "config.yaml")["latent_dim"]
+        plane = "manifold" if latents == 2 else "traversals"
+        assert {path.name for path in drawn} == {f"{figure}.png" for figure in {*expected, plane}}
     for path in (sweep / RUNS[0] / "figures").iterdir():
         image = imread(path)
         assert min(image.shape[:2]) > 100, path

@@ -35,7 +35,7 @@ def test_without_labels_a_run_ends_with_all_that_needs_none(tmp_path: Path) -> N
     assert {"dev/loss", "test/loss", "test/active_units"} <= found.keys()
     assert not [name for name in found if "accuracy" in name or name.startswith("samples/")]
     drawn = {path.stem for path in (tmp_path / "run" / "figures").iterdir()}
-    assert {"reconstructions", "kl_per_latent", "latent_space"} <= drawn
+    assert {"reconstructions", "kl_per_latent", "manifold"} <= drawn
     assert not {"latents", "class_histogram"} & drawn
     assert (tmp_path / "run" / "train.log").read_text().count("no probes") == 1
 

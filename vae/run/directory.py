@@ -21,7 +21,8 @@ NOT_IDENTITY = (
     "run_dir", "threads", "compile", "checkpoint",
     "trainer.accelerator", "trainer.enable_progress_bar", "trainer.fast_step",
     "data.root", "data.mirrors", "data.timeout", "data.num_workers", "data.eval_batch_size", "data.resident",
-    "callbacks.checkpoint_minutes", "callbacks.figures_every", "evaluation.cache_dir", "evaluation.figures",
+    "callbacks.checkpoint_minutes", "callbacks.figures_every", "evaluation.cache_dir",
+    "evaluation.figures", "evaluation.formats", "evaluation.dpi",
 )  # fmt: skip
 
 GROUPS = ("model", "likelihood", "data", "trainer", "callbacks", "evaluation")
@@ -247,8 +248,12 @@ def upgrade(plain: Plain) -> Plain:
         name = "dev/unweighted_loss" if "reconstruct" in plain["likelihood"] else "dev/neg_elbo"
         plain = plain | {"callbacks": plain["callbacks"] | {"monitor": name}}
     trainer, callbacks = {"fast_step": True, **plain["trainer"]}, {"extra": {}, **plain["callbacks"]}
-    evaluation = {"figures": None, **plain["evaluation"]}
-    return {"logger": {}, **plain, "trainer": trainer, "callbacks": callbacks, "evaluation": evaluation}
+    prior = {"_target_": "vae.priors.Standard", "_partial_": True}
+    posterior = {"_target_": "vae.posteriors.Diagonal", "_partial_": True}
+    later = {"logger": {}, "prior": prior, "posterior": posterior}
+    unset = {"annealing": 0, "annealed": 100, "figures": None, "formats": ["png"], "dpi": None}
+    evaluation = unset | plain.get("evaluation", {})
+    return {**later, **plain, "trainer": trainer, "callbacks": callbacks, "evaluation": evaluation}
 
 
 def write(path: Path, text: str) -> None:

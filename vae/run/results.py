@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from lightning import Trainer
 from matplotlib.figure import Figure
@@ -18,9 +17,9 @@ from vae.data.batches import as_floats
 from vae.data.module import ImageDataModule
 from vae.errors import InputError
 from vae.evaluation import estimates, figures
+from vae.evaluation.annealing import annealed_metrics
 from vae.evaluation.estimates import Generated, posteriors
-from vae.evaluation.gallery import common_figures, generated_figures, rate_distortion, sigma_figures
-from vae.evaluation.panels import example_images
+from vae.evaluation.gallery import Subject, draw_figure, names_of
 from vae.run.directory import Run, write
 from vae.run.keys import Settings, leaves
 from vae.run.load import load_weights
@@ -109,10 +108,13 @@ def evaluate(
             vae, lit.objective, images, split, seed, step, batch, data.eval_batch_size
         )
     metrics |= estimates.likelihood_metrics(vae, data.test.images, e.samples, seed, "test")
+    metrics |= annealed_metrics(vae, data.test.images, e.annealing, e.annealed, seed, e.samples)
     labeled = data.classes > 1
     if not labeled and (e.probes or e.features):
         log.info("fewer than two classes of labels: no probes of the latents, no classifier's scores of samples")
     metrics |= estimates.latent_metrics(vae, data.train_fixed, data.test, "test", e.probes and labeled)
+    if e.probes:
+        metrics |= estimates.factor_metrics(vae, data.train_fixed, data.test, "test")
     if not (e.features and labeled):
         return metrics, None
     more, generated = estimates.sample_metrics(vae, data, Path(e.cache_dir), e.generated, seed)
@@ -127,21 +129,17 @@ def write_metrics(run: Run, metrics: dict[str, float], origin: dict[str, Any], w
     return whole
 
 
-@torch.no_grad()
 def draw(
     run: Run, lit: LitVAE, data: ImageDataModule, history: History, generated: Generated | None, which: str = "best"
 ) -> dict[str, Figure]:
-    """The report's figures and ours, as PNG files in the run's `figures/`; by name."""
-    what = caption(run.settings.plain)
-    x, _ = example_images(data)
-    drawn = common_figures(lit.vae, data, history.curve, what, run.settings.seed, which)
-    if lit.vae.likelihood.normalised:  # else there are no nats to draw
-        drawn["rate_distortion"] = rate_distortion(history.curve, what)
-    drawn |= sigma_figures(lit.vae, x, history.curve, what)
-    drawn |= generated_figures(data, generated, what)
+    """The report's figures and ours, as files in the run's `figures/`; by name."""
+    settings = run.settings
+    subject = Subject(lit.vae, data, history.curve, caption(settings.plain), settings.seed, which, generated)
+    drawn = {name: draw_figure(name, subject) for name in names_of(subject)}
     folder = run.directory / ("figures" if which == "best" else f"figures_{which}")
     for name, figure in drawn.items():
-        figures.to_png(figure, folder / f"{name}.png")
+        for suffix in settings.evaluation.formats:
+            figures.write_figure(figure, folder / f"{name}.{suffix}", settings.evaluation.dpi)
     return drawn
 
 
