@@ -300,7 +300,7 @@ def manifold(
     latents: Annotated[
         tuple[int, int] | None, typer.Option(metavar="I J", help="Of more than two.", show_default=False)
     ] = None,
-    steps: StepsOption = 20,
+    steps: StepsOption = 15,
     x: ModeOption = Mean,
     seed: SeedOption = 0,
     checkpoint: CheckpointOption = Best,
