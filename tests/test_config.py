@@ -58,7 +58,7 @@ ELSEWHERE = {  # files, other devices
 def options() -> list[str]:
     """Every `group=option` there is; `base` is what the options of a group share."""
     files = [path for path in CONF.rglob("*/*.yaml") if path.stem not in ("base", "own")]
-    files = [path for path in files if path.parent.name not in ("sweep", "tune")]  # those are many runs
+    files = [path for path in files if path.parent.name not in ("sweep", "tune", "reproduce")]  # those are many runs
     return sorted(f"{path.parent.relative_to(CONF)}={path.stem}" for path in files)
 
 
