@@ -1,19 +1,13 @@
-"""What a run shows while it trains: a line an epoch, a progress bar, pictures in TensorBoard."""
+"""What a run shows on a terminal while it trains: a line an epoch, a progress bar."""
 
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from tqdm import tqdm
 
-from vae.evaluation.panels import example_images, prior_figure, reconstruction_figure
-from vae.training.history import LAYOUT, History, writer_of
-from vae.training.lit import LitVAE
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from vae.training.history import History
 
 log = logging.getLogger(__name__)
 
@@ -37,41 +31,6 @@ def duration(seconds: float) -> str:
     if seconds < 99:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 99 * 60 else f"{seconds / 3600:.1f} h"
-
-
-class Pictures(Callback):
-    """Reconstructions of the same dev images and samples of the same prior draws, every few epochs."""
-
-    def __init__(self, every: int, seed: int, caption: str, baselines: Callable[[], dict[str, float]]) -> None:
-        self.every, self.seed, self.caption = every, seed, caption
-        self.find_baselines = baselines
-        self.baselines: dict[str, float] | None = None
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        writer = writer_of(trainer)
-        if writer is None:
-            return
-        if self.baselines is None:
-            self.baselines = self.find_baselines()
-            writer.add_custom_scalars(LAYOUT)
-        for name, value in self.baselines.items():
-            writer.add_scalar(f"baseline/{name.replace(' ', '_')}", value, trainer.global_step)
-        if self.every and (trainer.current_epoch % self.every == 0 or trainer.current_epoch + 1 == trainer.max_epochs):
-            self._draw(trainer, pl_module, writer)
-
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, writer: "SummaryWriter") -> None:
-        assert isinstance(pl_module, LitVAE)
-        x, _ = example_images(trainer.datamodule)  # type: ignore[attr-defined]  # Lightning sets it
-        caption = f"{self.caption}; epoch {trainer.current_epoch + 1}"
-        vae, training = pl_module.vae, pl_module.vae.training
-        vae.eval()
-        drawn = {
-            "reconstructions": reconstruction_figure(vae, x, f"{caption}; dev"),
-            "prior samples": prior_figure(vae, self.seed, caption),
-        }
-        vae.train(training)
-        for name, figure in drawn.items():
-            writer.add_figure(name, figure, trainer.global_step, close=False)
 
 
 class QuietBar(TQDMProgressBar):
