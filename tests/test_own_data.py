@@ -299,8 +299,8 @@ def test_a_part_of_the_grid_is_a_function_of_the_seed_and_factors_stay_with_thei
     assert (data.md5 == same.md5, data.md5 == other.md5) == (True, False)
     assert [len(p) for p in (data.train, data.dev, data.test)] == [130, 30, 40]
     for part in (data.train, data.dev, data.test):
-        assert torch.equal(part.images[:, 0], draw(part.factors, GRID, 12, 15))
-        assert torch.equal(part.labels, part.factors[:, 0])
+        assert torch.equal(part.images[:, 0], draw(part.factors.values, GRID, 12, 15))
+        assert torch.equal(part.labels, part.factors.values[:, 0])
     assert data.class_names == ["square", "ellipse", "heart"]
 
 

@@ -37,7 +37,7 @@ FAILED, INTERRUPTED = 1, 130
 
 
 def ending(error: BaseException) -> tuple[int, str]:
-    """0 finished, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM; after each the same command continues the run."""
+    """0 finished, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM; after these two the same command continues."""
     if isinstance(error, SystemExit):
         return int(error.code or 0), ""
     if isinstance(error, (InputError, RunFailed)):

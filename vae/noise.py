@@ -1,4 +1,4 @@
-"""All randomness of a run: seeds derived by purpose, and noise that a pass can fix."""
+"""How every seed of a run is derived, and noise that a pass can fix."""
 
 import zlib
 from collections.abc import Callable, Iterator

@@ -17,7 +17,7 @@ from vae.run.directory import Run, describe_differences, differences, read_setti
 from vae.run.find import find_run, require_checkpoint
 from vae.run.keys import Settings
 from vae.run.load import TrainedRun, load_run
-from vae.run.own_parts import distrust
+from vae.run.own_parts import refuse_untrusted
 from vae.run.process import find_own_modules, log_to
 from vae.run.provenance import provenance
 from vae.run.results import checkpoint_state, evaluate, training_metrics
@@ -68,7 +68,7 @@ def verify(path: str, trust: list[str] | None) -> None:
     require_checkpoint(found, "best")
     saved = checkpoints.load(found.directory / "checkpoints" / "best.ckpt")
     plain = read_settings(found.directory / "config.yaml")
-    distrust(plain, tuple(trust or ()))
+    refuse_untrusted(plain, tuple(trust or ()))
     given = differences(saved["vae"]["settings"], plain)
     given.pop("trainer.max_epochs", None)
     report.say("configuration", describe_differences(given) if given else None)

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,14 +22,24 @@ def as_floats(images: Tensor) -> Tensor:
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
+class Factors(NamedTuple):
+    """What images were made from: which value (N, F), counted from 0, each of the F factors has.
+
+    `ordered` (F,) says whether a factor's values have an order, as sizes have and shapes have not.
+    """
+
+    values: Tensor
+    names: list[str]
+    ordered: list[bool]
+
+
 class Images(Dataset[Batch]):
     """uint8 images (N, C, H, W) and int64 labels (N,), indexed by a batch of indices (B,), 0 or more, on their device.
 
-    `repeat` lengthens the set without a copy, for benchmarks: index i is image i modulo N. `factors` (N, F) says what
-    each image was made from, where that is known.
+    `repeat` lengthens the set without a copy, for benchmarks: index i is image i modulo N.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, repeat: int = 1, factors: Tensor | None = None) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, repeat: int = 1, factors: Factors | None = None) -> None:
         self.images = images
         self.labels = labels
         self.repeat = repeat
@@ -37,7 +47,7 @@ class Images(Dataset[Batch]):
 
     def take(self, rows: slice | Tensor) -> "Images":
         """Some of the images, each once."""
-        factors = None if self.factors is None else self.factors[rows]
+        factors = self.factors and self.factors._replace(values=self.factors.values[rows])
         return Images(self.images[rows], self.labels[rows], factors=factors)
 
     def __len__(self) -> int:

@@ -61,7 +61,6 @@ class ImageDataModule(LightningDataModule):
     train_eval: Images
     md5: str  # of the raw files, or arrays: the same on every machine
     class_names: list[str]  # none without labels
-    factor_names: list[str]  # of `factors`, which are known of sprites only
 
     def __init__(
         self,
@@ -155,8 +154,7 @@ class ImageDataModule(LightningDataModule):
         raw = RawSet(*self.load())
         images, labels = _labeled(*raw.train)
         self.md5 = raw.md5
-        values, self.factor_names = raw.factors or (None, [])
-        whole = Images(images, labels, factors=values)
+        whole = Images(images, labels, factors=raw.factors)
         rest, test = self._cut("test_size", whole) if raw.test is None else (whole, Images(*_labeled(*raw.test)))
         most = max(int(labels.max()), int(test.labels.max()))
         self.class_names = raw.class_names or [str(label) for label in range(most + 1)]
@@ -221,7 +219,7 @@ class ImageDataModule(LightningDataModule):
     @property
     def facts(self) -> dict[str, Any]:
         """What a run keeps of its data, in plain containers: enough to use the model without them."""
-        return {"md5": self.md5, "class_names": self.class_names, "factor_names": self.factor_names}
+        return {"md5": self.md5, "class_names": self.class_names}
 
     def _ensure_loaded(self) -> None:
         self.prepare_data()

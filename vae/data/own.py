@@ -14,19 +14,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vae.data.batches import Factors
 from vae.data.images import SUFFIXES, read_image, to_array
 from vae.errors import InputError, first_line
 
 Loaded = tuple[Tensor, Tensor | None]  # uint8 images (N, C, H, W) and, where there are any, int64 labels (N,)
 MOST_CLASSES = 10_000
 Size = int | list[int] | None  # of an image: a side, or height and width
-
-
-class Factors(NamedTuple):
-    """What images were made from: which value (N, F), counted from 0, each of the F named factors has."""
-
-    values: Tensor
-    names: list[str]
 
 
 class RawSet(NamedTuple):

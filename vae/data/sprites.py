@@ -8,7 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from vae.data.own import Factors, RawSet, Size, fingerprint
+from vae.data.batches import Factors
+from vae.data.own import RawSet, Size, fingerprint
 from vae.errors import InputError
 from vae.noise import derive
 
@@ -36,7 +37,8 @@ def make_sprites(grid: list[int], count: int | None, size: Size, seed: int) -> R
     for place in torch.arange(len(values)).split(1000):
         images[place, 0] = draw(values[place], grid, high, wide)
     names = list(SHAPES[: grid[0]])
-    return RawSet((images, values[:, 0]), None, fingerprint(images, values), names, Factors(values, list(FACTORS)))
+    factors = Factors(values, list(FACTORS), [name != "shape" for name in FACTORS])
+    return RawSet((images, values[:, 0]), None, fingerprint(images, values), names, factors)
 
 
 def draw(values: Tensor, grid: list[int], high: int, wide: int) -> Tensor:

@@ -25,7 +25,7 @@ def prior_latents(vae: VAE, count: int, seed: int, temperature: float = 1.0) -> 
     Raises InputError for a temperature where the prior's mean is not known.
     """
     generator = np.random.default_rng(derive(seed, "generated"))
-    noise = generator.standard_normal((count, getattr(vae, "noise_per_draw", vae.latent_dim)), dtype=np.float32)
+    noise = generator.standard_normal((count, vae.noise_per_draw), dtype=np.float32)
     z = vae.draw_prior(torch.from_numpy(noise)).cpu()
     if temperature == 1:
         return z
@@ -112,17 +112,6 @@ def encode(vae: VAE, images: Tensor) -> dict[str, np.ndarray]:
             continue
     found = {"mean": torch.cat(means).numpy()}
     return found | ({"stddev": torch.cat(spreads).numpy()} if spreads else {})
-
-
-@torch.inference_mode()
-def prior_quantiles(vae: VAE, at: Tensor, seed: int = 0) -> Tensor:
-    """(n, D), those of each latent by itself at the probabilities `at` (n,); of 10,000 draws without a closed form."""
-    try:
-        if not vae.prior.event_shape:
-            return vae.prior.icdf(at.unsqueeze(1).to(vae.prior_loc)).cpu().float()
-    except NotImplementedError:
-        pass
-    return prior_latents(vae, 10_000, seed).quantile(at, 0)
 
 
 def use_of_latents(vae: VAE, seed: int = 0) -> Tensor:

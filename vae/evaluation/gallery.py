@@ -61,7 +61,7 @@ class Subject:
     @property
     def order(self) -> Tensor:
         """The latents (D,), the one of the largest KL first; where there is no KL per latent, by their variance."""
-        use = self.dev.kl.mean(0) if self.dev.kl.shape[1] == self.vae.latent_dim else self.dev.mu.var(0)
+        use = self.dev.mu.var(0) if self.dev.kl_per_latent is None else self.dev.kl_per_latent
         return use.argsort(descending=True)
 
 
@@ -72,7 +72,7 @@ def lacks(name: str, s: Subject) -> str:
         "samples_drawn": "" if _visible_noise(s) else "x drawn from p(x|z) looks like its mean",
         "traversals": "two latents have a manifold instead" if latents == 2 else "",
         "manifold": "" if latents == 2 else f"it takes two latents, and this model has {latents}",
-        "kl_per_latent": "" if s.dev.kl.shape[1] == latents else "this prior or posterior has no KL for each latent",
+        "kl_per_latent": "this prior or posterior ties the latents together" if s.dev.kl_per_latent is None else "",
         "latents": "" if s.data.classes else "the images have no labels",
         "tsne": "" if s.data.classes else "the images have no labels",
         "rate_distortion": "" if likelihood.normalised else "the likelihood is not normalised: there are no nats",

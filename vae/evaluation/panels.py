@@ -29,7 +29,7 @@ def example_images(data: ImageDataModule) -> tuple[Tensor, Tensor]:
 def prior_draws(vae: VAE, seed: int, count: int = EXAMPLES**2) -> Tensor:
     """The same prior draws (count, D) in every figure of a run."""
     generator = torch.Generator().manual_seed(derive(seed, "prior draws"))
-    return vae.draw_prior(torch.randn(count, getattr(vae, "noise_per_draw", vae.latent_dim), generator=generator))
+    return vae.draw_prior(torch.randn(count, vae.noise_per_draw, generator=generator))
 
 
 def device_of(vae: VAE) -> torch.device:

@@ -17,7 +17,7 @@ from vae.run.build import build_data, build_lit, build_vae
 from vae.run.directory import MAY_GROW, Run, describe_differences, differences, read_metrics, read_settings, upgrade
 from vae.run.find import HOME, find_run, require_checkpoint
 from vae.run.keys import Plain, Settings
-from vae.run.own_parts import distrust
+from vae.run.own_parts import refuse_untrusted
 from vae.run.settings import read, verify
 from vae.run.sweep import list_runs
 from vae.training import checkpoints
@@ -106,7 +106,7 @@ def load_run(
     path = found.file or found.directory / "checkpoints" / f"{which}.ckpt"
     alone = upgrade(checkpoints.load(path)["vae"]["settings"]) if found.file else None
     plain = alone or read_settings(found.directory / "config.yaml")
-    distrust(plain, trust)
+    refuse_untrusted(plain, trust)
     run = TrainedRun(found.directory, verified(plain, found.directory))
     run.which, run.data_root = which, None if data_root is None else os.fspath(data_root)
     require_checkpoint(found, which)
@@ -150,7 +150,7 @@ def check_data(path: Path, saved: Plain, data: ImageDataModule) -> None:
 def check_origin(path: Path, saved: Plain, now: Plain) -> None:
     """Raises InputError for a checkpoint of the same shapes that another configuration trained."""
     own = (MAY_GROW, "evaluation.", "callbacks.", "logger.")  # what may have grown or changed since it was written
-    differ = {key: pair for key, pair in differences(saved, now).items() if not key.startswith(own)}
+    differ = {key: pair for key, pair in differences(upgrade(saved), now).items() if not key.startswith(own)}
     if differ:
         other = "best" if path.name == "last.ckpt" else "last"
         raise InputError(

@@ -16,33 +16,39 @@ from vae.run.keys import Plain, describe, fits, nearest, show, targets
 # Names of torch's own optimizers and schedulers: data, not code, may name them.
 TORCH = re.compile(r"torch\.optim(\.lr_scheduler)?\.[A-Z]\w+")
 GROUPS_OF_PARTS = (
-    "model.encoder", "model.decoder", "likelihood", "objective", "objective.beta", "data", "optimizer", "scheduler",
+    "model.encoder", "model.decoder", "prior", "posterior", "likelihood", "objective", "objective.beta", "data",
+    "optimizer", "scheduler",
 )  # fmt: skip
 NOT_LOADED = ("callbacks", "logger")  # parts that only training builds
 # What the builder hands in, beside the configuration's keys.
 HANDED_IN = {
     "model.encoder": {"image_shape", "out_features"},
     "model.decoder": {"in_features", "image_shape"},
+    "prior": {"latent_dim", "image_shape"},
+    "posterior": {"latent_dim"},
     "objective.beta": {"step"},
     "optimizer": {"params"},
     "scheduler": {"optimizer", "steps_per_epoch"},
+    "logger": {"save_dir", "purge_step", "id"},
 }
 
 
-def distrust(plain: Plain, trust: Collection[str] = ()) -> None:
+def refuse_untrusted(plain: Plain, trust: Collection[str] = ()) -> None:
     """Raises InputError for a part that a file names and that neither the project nor the caller vouches for.
 
     A command line is its author's; a run's config.yaml may be a stranger's, and to build a part is to execute it.
     `trust` names packages.
     """
     trust = (trust,) if isinstance(trust, str) else trust
-    for name, value in interpolations(plain):
-        raise InputError(
-            f"{name}={value}: a run's config.yaml holds plain values, and this would be looked up; nothing "
-            "of it was executed; restore the file"
-        )
-    for name, value in named_targets({group: node for group, node in plain.items() if group not in NOT_LOADED}):
-        if value in targets() or (name.startswith(("optimizer.", "scheduler.")) and TORCH.fullmatch(str(value))):
+    for name, value in _walk(plain):
+        if "${" in name or (isinstance(value, str) and "${" in value):  # OmegaConf would call a resolver
+            raise InputError(
+                f"{name}={value}: a run's config.yaml holds plain values, and this would be looked up; nothing "
+                "of it was executed; restore the file"
+            )
+    for name, value in _walk({group: node for group, node in plain.items() if group not in NOT_LOADED}):
+        torchs = name.startswith(("optimizer.", "scheduler.")) and TORCH.fullmatch(str(value))
+        if name.rpartition(".")[2] != "_target_" or value in targets() or torchs:
             continue
         package = str(value).partition(".")[0]
         if package not in trust:
@@ -52,22 +58,12 @@ def distrust(plain: Plain, trust: Collection[str] = ()) -> None:
             )
 
 
-def interpolations(node: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Texts that OmegaConf would replace, by calling a resolver, when Hydra builds a part."""
+def _walk(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key with its value, in groups and in lists."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for name, value in items:
-        if "${" in str(name) or (isinstance(value, str) and "${" in value):
-            yield f"{place}{name}", str(value)
-        yield from interpolations(value, f"{place}{name}.")
-
-
-def named_targets(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Everything that Hydra would call, in groups and in lists, with its dotted key."""
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for name, value in items:
-        if name == "_target_":
-            yield f"{place}{name}", value
-        yield from named_targets(value, f"{place}{name}.")
+        yield f"{place}{name}", value
+        yield from _walk(value, f"{place}{name}.")
 
 
 def check_own_part(group: str, node: Plain) -> None:
@@ -78,7 +74,7 @@ def check_own_part(group: str, node: Plain) -> None:
     parameters = inspect.signature(made).parameters
     given = {name: value for name, value in node.items() if not name.startswith("_")}
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    handed_in = {"save_dir", "purge_step", "id"} if group.startswith("logger.") else HANDED_IN.get(group, set())
+    handed_in = HANDED_IN.get(group) or HANDED_IN.get(group.partition(".")[0], set())
     known = [name for name in parameters if name not in handed_in]
     for name, value in given.items():
         if name not in parameters and not takes_all:
@@ -111,6 +107,7 @@ def import_target(group: str, target: Any) -> Any:
 def _check_kind(group: str, target: str, made: Any) -> None:
     bases = {
         "model.encoder": "torch.nn.Module", "model.decoder": "torch.nn.Module",
+        "prior": "vae.priors.Prior", "posterior": "vae.posteriors.Posterior",
         "likelihood": "vae.likelihoods.Likelihood", "optimizer": "torch.optim.Optimizer",
         "data": "lightning.LightningDataModule", "callbacks.extra": "lightning.Callback",
         "logger": "lightning.pytorch.loggers.Logger",
@@ -120,6 +117,7 @@ def _check_kind(group: str, target: str, made: Any) -> None:
         raise InputError(f"{group}._target_={target}: is no {base}; derive the class from it")
     if not callable(made):
         raise InputError(f"{group}._target_={target}: cannot be called; name a class or a function")
+    # every class is callable, so that hasattr would always be true of it
     if group == "objective" and inspect.isclass(made) and not any("__call__" in vars(base) for base in made.__mro__):
         raise InputError(f"objective._target_={target}: is no objective; give it __call__(vae, x, step) -> Terms")
 

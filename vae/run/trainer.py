@@ -1,4 +1,4 @@
-"""Settings -> Lightning's Trainer, for where the run directory stands."""
+"""Builds Lightning's Trainer; a run already begun continues from its checkpoint."""
 
 import logging
 import shlex
@@ -39,15 +39,15 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def build_parts(group: str, nodes: dict[str, Any], kind: type[T], **known: Any) -> list[T]:
-    """The objects that a group's nodes describe, in their order; each gets what its signature asks for of `known`.
+def build_parts(group: str, nodes: dict[str, Any], kind: type[T], **offered: Any) -> list[T]:
+    """The objects that a group's nodes describe, in their order; each gets what its signature asks for of `offered`.
 
     Raises InputError for a part that is no `kind`.
     """
     parts = []
     for name, node in nodes.items():
         asked = signature(get_object(node["_target_"])).parameters.keys()
-        part = instantiate_part(f"{group}.{name}", {key: known[key] for key in known.keys() & asked} | node)
+        part = instantiate_part(f"{group}.{name}", {key: offered[key] for key in offered.keys() & asked} | node)
         if not isinstance(part, kind):
             raise InputError(f"{group}.{name}._target_={node['_target_']}: must be a {kind.__module__}.{kind.__name__}")
         parts.append(part)
@@ -71,11 +71,11 @@ def build_trainer(
     best = SaveBest(run.checkpoint_directory, monitor, mode)
     # a resumed run goes on in the same event files, and under the same name at Weights & Biases
     name = sha256(str(run.directory.resolve()).encode()).hexdigest()[:16]
-    place = {"save_dir": str(run.directory), "purge_step": _purge(run), "id": name}
+    offered = {"save_dir": str(run.directory), "purge_step": _purge(run), "id": name}
     trainer = Trainer(
         **options,
         callbacks=[*callbacks, best, last, stop],  # those that save and stop come last
-        logger=build_parts("logger", settings.plain["logger"], Logger, **place),  # type: ignore[type-abstract]  # for isinstance
+        logger=build_parts("logger", settings.plain["logger"], Logger, **offered),  # type: ignore[type-abstract]  # for isinstance
         plugins=[DurableCheckpointIO()],
         profiler=NullProfiler(),
         enable_progress_bar=bar,
@@ -105,7 +105,7 @@ def describe(lit: LitVAE) -> str:
 
 @contextmanager
 def prepared_trainer(run: Run, lit: LitVAE, data: ImageDataModule) -> Iterator[tuple[Trainer, History]]:
-    """A trainer for where the directory stands; signals stop it between two steps while the block runs."""
+    """A trainer that begins or continues the run; inside the block, signals stop it between two steps."""
     settings = run.settings
     if settings.threads:
         torch.set_num_threads(settings.threads)

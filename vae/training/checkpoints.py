@@ -1,4 +1,4 @@
-"""Checkpoints that outlive crashes and full disks, that show flipped bits, and that cannot carry code."""
+"""best.ckpt and last.ckpt: written whole, checked for flipped bits, read without executing what they hold."""
 
 import io
 import logging

@@ -153,6 +153,8 @@ class Dashboard(Callback):
             writer.add_text("baselines", head + rows, 0)
         shown = ("mean image", f"PCA {vae.latent_dim}")
         lines = {name.replace(" ", "_"): value for name, value in found.items() if name in shown}
+        if not self.history.kl_per_latent:
+            writer.add_text("kl_per_latent", "None: the prior or the posterior ties the latents together.", 0)
         writer.add_custom_scalars(layout(vae.likelihood.normalised))
         return lines
 

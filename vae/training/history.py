@@ -64,7 +64,8 @@ class History(Callback):
         sigma = mean_sigma(pl_module.vae, trainer.datamodule)  # type: ignore[attr-defined]  # Lightning sets it
         if sigma is not None:
             metrics["dev/sigma"] = sigma
-        self.kl_per_latent = pl_module.meters["dev"].kl_per_latent().tolist()
+        kl = pl_module.meters["dev"].kl_per_latent().tolist()
+        self.kl_per_latent = kl if len(kl) == pl_module.vae.latent_dim else []
         self.images += min(len(trainer.datamodule.train), self._limit(trainer))  # type: ignore[attr-defined]  # Lightning sets it
         self.rows.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **metrics})
 

@@ -1,4 +1,4 @@
-"""All that stands on Lightning's private parts: the next Lightning is this file's work."""
+"""Everything that uses Lightning's private interface; a new Lightning should need changes only here."""
 
 import logging
 from collections.abc import Callable
@@ -53,7 +53,7 @@ Hooks = list[Callable[..., Any]]
 
 
 class BaseModule(LightningModule):
-    """What LitVAE needs of Lightning and finds in no public interface; it also works without a trainer."""
+    """LitVAE's access to its trainer, with the answers of a single process where there is none."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets a string or a flag directly: nn.Module's search for parameters would cost time in every step."""

@@ -25,8 +25,8 @@ GRAD_NORM_EVERY = 50  # steps; taking the norm of all gradients in each step wou
 class LitVAE(BaseModule):
     """`objective(vae, x, step) -> Terms`; `optimizer` and `scheduler` are torch's own, given as partials.
 
-    All that a training step draws is a function of (seed, rank, step), all that an evaluation draws one of (seed,
-    split, place of the image): so a resumed run repeats an undisturbed one to the bit.
+    The noise of a training step depends on (seed, rank, step, batch) alone, that of an evaluation on (seed, split,
+    place of the image) alone. So a resumed run repeats an undisturbed one to the bit.
     """
 
     def __init__(
@@ -99,10 +99,10 @@ class LitVAE(BaseModule):
             self.meters[split].add(self.objective(self.vae, x, self.global_step))
 
     def on_validation_epoch_end(self) -> None:
-        """Training's sums too: validation closes the epoch, and checkpoints and figures want all of it."""
+        """Logs training's means too: validation closes the epoch, and checkpoints and pictures read them afterwards."""
         metrics = self.means("dev") | {"train_eval/loss": self.means("train_eval")["train_eval/loss"]}
         # the epoch's last step may have broken the weights behind a finite loss, and no checkpoint may hold them
-        self.check_finite(**{f"{k} = {v}": math.isfinite(v) for k, v in metrics.items() if k.startswith("dev/")})
+        self.check_finite({f"{k} = {v}": math.isfinite(v) for k, v in metrics.items() if k.startswith("dev/")})
         train = self.meters["train"]
         if (totals := train.totals) is not None:
             train.totals = self.sum_over_ranks(totals)
@@ -129,9 +129,9 @@ class LitVAE(BaseModule):
             if self.scaler is None or norm.isfinite():  # a scaler leaves out a step whose gradients overflowed
                 self.grad_norms.append(norm)
 
-    def check_finite(self, **finite: bool) -> None:
+    def check_finite(self, finite: dict[str, bool] | None = None) -> None:
         """Raises RunFailed if a training step met a loss that was not finite, or for the first name that is not."""
-        epoch, bad = self.current_epoch + 1, [name for name, good in finite.items() if not good]
+        epoch, bad = self.current_epoch + 1, [name for name, good in (finite or {}).items() if not good]
         if self.watch.failed():
             raise self.watch.failure(self.watch.describe(epoch), self._lr())
         if bad:
@@ -142,7 +142,7 @@ class LitVAE(BaseModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint holds the epoch's sums so far: a run resumed in the middle of an epoch reports all of it."""
-        self.check_finite(**{f"vae.{k}": bool(v.isfinite().all()) for k, v in self.vae.state_dict().items()})
+        self.check_finite({f"vae.{k}": bool(v.isfinite().all()) for k, v in self.vae.state_dict().items()})
         train = self.meters["train"]
         totals = train.totals
         checkpoint["vae"] = {
