@@ -55,7 +55,7 @@ def server(sweep: Path) -> Iterator[Server]:
         time.sleep(0.3)  # it reads the folder in the background
     yield running
     running.process.terminate()
-    running.process.wait(timeout=30)
+    running.process.communicate(timeout=30)  # which closes the pipe too
 
 
 @pytest.fixture(scope="module")

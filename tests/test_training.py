@@ -332,7 +332,7 @@ def test_events_of_a_longer_run_are_those_of_an_undisturbed_one(undisturbed: Pat
 def test_events_lay_out_their_charts(undisturbed: Path) -> None:
     found = events(undisturbed)
     text = found.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
-    for tag in ("dev/loss", "train/kl", "reference/PCA_2", "dev/unweighted_loss", "dev/active_units"):
+    for tag in ("dev/loss", "train/kl", "reference/.*", "dev/unweighted_loss", "dev/active_units"):
         assert tag.encode() in text
 
 
