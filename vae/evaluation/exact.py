@@ -16,6 +16,7 @@ from vae.model import VAE
 TOLERANCE = 0.01  # nats between all points and every second one
 POINTS = {1: (1001, 16001), 2: (101, 201)}  # a grid's points along each latent, at first and at most
 REACH = 30.0  # nats below the largest log p(x, z) at which a point no longer counts
+FAR = -1e4  # nats, in the place of log p(x, z) off the grid
 ROUNDS = 12  # of moving and refining the grids
 ROWS = 4000  # points times images that are decoded at once
 
@@ -184,7 +185,8 @@ def _gaussian_elbo(true: TruePosterior, mean: Tensor, sigma: Tensor) -> Tensor:
     expected = true.log_joint
     for latent in reversed(range(true.axes.shape[1])):
         expected = (expected * mass[:, latent].view(len(mass), *[1] * (expected.dim() - 2), -1)).sum(-1)
-    return expected + q.entropy().sum((1, 2))
+    beyond = 1 - mass.sum(-1).prod(-1)  # of q's mass lies off the grid, where log p(x, z) is far below all that counts
+    return expected + q.entropy().sum((1, 2)) + FAR * beyond
 
 
 @dataclass
