@@ -230,11 +230,11 @@ def _class_histogram(s: Subject) -> Figure:
 def _true_posterior(s: Subject) -> Figure:
     """Six images in pictures, twenty in the numbers of the caption."""
     x = as_floats(s.data.dev.images[:20]).to(device_of(s.vae))
-    true, q, best, gaps = exact.inference_gaps(s.vae, x)
-    densities = {"truth": true.log_density, "q": true.on_grid(q), "best": true.on_grid(best)}
-    panels = [
-        {"z": true.axes[i].numpy()} | {name: log[i].exp().numpy() for name, log in densities.items()} for i in range(6)
-    ]
+    found, gaps = exact.inference_gaps(s.vae, x)
+    panels = []
+    for true, q, best in found[:6]:
+        densities = {"truth": true.log_density, "q": true.on_grid(q), "best": true.on_grid(best)}
+        panels.append({"z": true.axes[0].numpy()} | {name: log[0].exp().numpy() for name, log in densities.items()})
     each = [
         f"log p(x) = {p:.2f} nats\nlost: {a:.2f} by the family, {m:.2f} by the encoder"
         for p, a, m in zip(gaps.log_px.tolist(), gaps.approximation.tolist(), gaps.amortisation.tolist(), strict=True)

@@ -1,6 +1,7 @@
 """What a run shows on a terminal while it trains: a line an epoch, a progress bar."""
 
 import logging
+import time
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -12,15 +13,36 @@ from vae.training.history import History
 log = logging.getLogger(__name__)
 
 
+ANNOUNCED_AFTER = 3.0  # seconds of steps, by which their pace is known
+
+
 class EpochLine(Callback):
-    """One line an epoch in the log."""
+    """One line an epoch in the log, and one in the first epoch's beginning that says when the run will end."""
 
     def __init__(self, history: History) -> None:
         self.history = history
+        self.announced = False
+        self.since, self.batches = 0.0, 0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.since, self.batches = time.perf_counter(), 0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.announced:
+            return
+        self.batches += 1
+        if (passed := time.perf_counter() - self.since) < ANNOUNCED_AFTER:
+            return
+        self.announced = True
+        epoch = passed / self.batches * int(trainer.num_training_batches)
+        left = epoch * ((trainer.max_epochs or 1) - trainer.current_epoch)
+        end = time.strftime("%H:%M", time.localtime(time.time() + left))
+        log.info("about %s an epoch and %s in all: it will end at about %s", duration(epoch), duration(left), end)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         row, seconds = self.history.rows[-1], self.history.seconds
         parts = [f"{name} {row[name]:.2f}" for name in ("train/loss", "dev/loss", "dev/kl", "dev/elbo") if name in row]
+        self.announced = True  # by the line itself
         epochs, last = len(self.history.rows), trainer.max_epochs or 0
         left = f", about {duration(seconds / epochs * (last - epochs))} left" if epochs < last else ""
         log.info("epoch %d of %s  %s  %.0f s%s", row["epoch"], last, "  ".join(parts), seconds, left)

@@ -461,7 +461,7 @@ def true_posteriors(
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = chart(430 * columns, 400 * rows, caption, columns=columns, rows=rows)
+    figure, axes = chart(450 * columns, 410 * rows, caption, columns=columns, rows=rows)
     for number, (axis, panel, text) in enumerate(zip(axes, panels, gaps, strict=False)):
         if len(latents) == 1:
             _densities(axis, panel)
