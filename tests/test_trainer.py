@@ -22,8 +22,9 @@ from vae.errors import InputError
 from vae.run.build import build
 from vae.run.directory import Run
 from vae.run.trainer import build_parts, prepared_trainer
-from vae.training.callbacks import EpochLine, duration
+from vae.training.callbacks import EpochLine
 from vae.training.history import EventFileLogger, History
+from vae.words import duration
 
 pytestmark = pytest.mark.usefixtures("digits_once")
 

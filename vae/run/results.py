@@ -23,9 +23,10 @@ from vae.evaluation.gallery import Subject, draw_figure, names_of
 from vae.run.directory import Run, write
 from vae.run.keys import Settings
 from vae.run.load import load_weights
+from vae.run.process import in_a_sweep
 from vae.run.provenance import provenance
 from vae.run.settings import caption
-from vae.run.table import as_markdown, print_results
+from vae.run.table import as_markdown, print_results, show_result
 from vae.run.trainer import sheet_of
 from vae.training import checkpoints
 from vae.training.history import History, writer_of
@@ -52,12 +53,18 @@ def finish(run: Run, lit: LitVAE, data: ImageDataModule, history: History, train
         "parameters": sum(p.numel() for p in lit.vae.parameters()),
         "stopped_early": int(trainer.current_epoch < run.settings.trainer.max_epochs),
     }
-    drawn = draw(run, lit, data, history, generated)
+    drawn = draw(run, lit, data, history, generated) if draws_figures(run.settings) else {}
     writer = writer_of(trainer)
     if writer is not None:
         tensorboard(writer, run, lit, data, metrics, drawn)
     write_metrics(run, metrics, provenance(run.settings, data, lit.device))
-    return print_results(run)
+    return show_result(run)
+
+
+def draws_figures(settings: Settings) -> bool:
+    """A sweep's runs draw on demand: figures take two seconds of a run, and nobody looks at a hundred runs' figures."""
+    wanted = settings.evaluation.figures
+    return not in_a_sweep() if wanted is None else wanted
 
 
 def training_metrics(history: History, epoch: int) -> dict[str, float]:
@@ -147,16 +154,22 @@ def tensorboard(
 ) -> None:
     for name, figure in drawn.items():
         writer.add_figure(f"figures/{name}", figure, int(metrics["steps"]), close=False)
+    if draws_figures(run.settings):
+        embed(writer, lit, data, int(metrics["steps"]))
+    writer.add_text("results", as_markdown(metrics), int(metrics["steps"]))
+    sheet_of(run).end(writer, metrics)
+    writer.flush()
+
+
+def embed(writer: SummaryWriter, lit: LitVAE, data: ImageDataModule, step: int) -> None:
+    """Posterior means of dev images, with their pictures, for the projector."""
     count = min(1000, len(data.dev))
     images = as_floats(data.dev.images[:count])
     high, wide = images.shape[2:]
     images = F.pad(images, (0, max(high - wide, 0), 0, max(wide - high, 0)))  # a sprite's images are square
     means = posteriors(lit.vae, data.dev.images[:count]).mu
     labels = data.dev.labels[:count].tolist() if data.classes else None
-    writer.add_embedding(means, labels, images, int(metrics["steps"]), "posterior_means")
-    writer.add_text("results", as_markdown(metrics), int(metrics["steps"]))
-    sheet_of(run).end(writer, metrics)
-    writer.flush()
+    writer.add_embedding(means, labels, images, step, "posterior_means")
 
 
 def evaluate_and_write(run: Run, lit: LitVAE, data: ImageDataModule, trainer: Trainer, history: History) -> float:

@@ -100,5 +100,4 @@ def _write(writer: "SummaryWriter", tag: str, **content: Any) -> None:
     data = plugin_data_pb2.HParamsPluginData(version=metadata.PLUGIN_DATA_VERSION, **content)
     plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=data.SerializeToString())
     value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))
-    assert writer.file_writer is not None  # None only after close
-    writer.file_writer.add_summary(Summary(value=[value]))
+    writer._get_file_writer().add_summary(Summary(value=[value]))  # opened anew where training has closed it
