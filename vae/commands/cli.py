@@ -193,6 +193,7 @@ def sample(
 
     Example: vae sample outputs/mine -n 64 --from posterior --out samples.png
     """
+    refuse_early(run, checkpoint, out, force)
     from vae.commands.sample import sample
 
     how = {"checkpoint": checkpoint, "trust": trust, "force": force}
@@ -216,6 +217,7 @@ def reconstruct(
 
     Example: vae reconstruct outputs/mine photo.jpg drawings/
     """
+    refuse_early(run, checkpoint, out, force, images)
     from vae.commands.images import reconstruct
 
     reconstruct(run, images, count, z, x, seed, out, checkpoint=checkpoint, trust=trust, force=force)
@@ -234,6 +236,7 @@ def encode(
 
     Example: vae encode outputs/mine --out latents.npz
     """
+    refuse_early(run, checkpoint, out, force, images)
     from vae.commands.images import encode
 
     encode(run, images, out, checkpoint=checkpoint, trust=trust, force=force)
@@ -259,6 +262,7 @@ def score(
 
     Example: vae score outputs/mine --against noise --out scores.csv
     """
+    refuse_early(run, checkpoint, out, force, images)
     from vae.commands.images import score
 
     how = {"checkpoint": checkpoint, "trust": trust, "force": force}
@@ -284,6 +288,7 @@ def interpolate(
 
     Example: vae interpolate outputs/mine --between 3 8
     """
+    refuse_early(run, checkpoint, out, force)
     from vae.commands.latents import interpolate
 
     interpolate(run, between, steps, x, seed, out, checkpoint=checkpoint, trust=trust, force=force)
@@ -308,6 +313,7 @@ def traverse(
 
     Example: vae traverse outputs/mine --from 3
     """
+    refuse_early(run, checkpoint, out, force)
     from vae.commands.latents import traverse
 
     traverse(run, image, steps, x, seed, out, checkpoint=checkpoint, trust=trust, force=force)
@@ -319,7 +325,7 @@ def manifold(
     latents: Annotated[
         tuple[int, int] | None, typer.Option(metavar="I J", help="Of more than two.", show_default=False)
     ] = None,
-    steps: StepsOption = 20,
+    steps: StepsOption = 15,
     x: ModeOption = Mean,
     seed: SeedOption = 0,
     checkpoint: CheckpointOption = Best,
@@ -331,6 +337,7 @@ def manifold(
 
     Example: vae manifold outputs/mine --latents 0 1
     """
+    refuse_early(run, checkpoint, out, force)
     from vae.commands.latents import manifold
 
     manifold(run, latents, steps, x, seed, out, checkpoint=checkpoint, trust=trust, force=force)
@@ -457,6 +464,40 @@ def compare(
     compare(folders, metric or (), baseline, output, figures)
 
 
+@app.command(rich_help_panel=TRAIN)
+def reproduce(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUNG|KEY=VALUE]...", help="Rungs, and keys for all their runs.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every rung.")] = False,
+    listing: Annotated[bool, typer.Option("--list", help="Say what the rungs are.")] = False,
+    budget: Annotated[str | None, typer.Option(help="Train no longer: 90s, 30m, 2h.", show_default="no end")] = None,
+    out: Annotated[str, typer.Option(help="Folder of the runs and of the table.")] = "outputs/reproduce",
+) -> None:
+    """Train what published numbers need, and print ours beside them. Given again, it goes on where it was.
+
+    Example: vae reproduce T0 T3 data.root=data --budget 2h
+    """
+    from vae.commands.reproduce import main
+
+    main(names or [], everything, listing, budget, out)
+
+
+@app.command(rich_help_panel=RUNS)
+def ledger(
+    folders: Annotated[list[str] | None, typer.Argument(metavar="[DIR]...", show_default="outputs")] = None,
+    out: Annotated[str | None, typer.Option(help="The same as .csv.", show_default=False)] = None,
+    force: ForceOption = False,
+) -> None:
+    """List every run with numbers in nats, best first, in groups within which they compare.
+
+    Example: vae ledger outputs
+    """
+    from vae.commands.ledger import main
+
+    main(folders, out, force)
+
+
 @app.command(rich_help_panel=MACHINE)
 def bench(
     overrides: Overrides = None,
@@ -473,6 +514,19 @@ def bench(
     from vae.commands.bench import main
 
     main(overrides or [], turns, usual, as_json)
+
+
+def refuse_early(run: str, checkpoint: str, out: str | None, force: bool, images: list[str] | None = None) -> None:
+    """Raises InputError for a run, a place or an image that cannot be, before torch's seconds of import."""
+    from vae.commands.output import check_out
+    from vae.run.find import find_run, require_checkpoint
+
+    check_out(out, force)
+    found = find_run(run)
+    require_checkpoint(found, found.which or checkpoint)
+    for image in images or ():
+        if not Path(image).exists():
+            raise InputError(f"{image}: there is no such file; name a PNG or JPEG image, or a folder of them")
 
 
 def main() -> None:
