@@ -278,6 +278,15 @@ def check_killed_study(space: str, folder: Path, workers: int, total: int, stora
     assert ended.returncode == 0, ended.stderr
     assert json.loads((folder.parent / "best" / "metrics.json").read_text())["dev/loss"] == study.best_value
     assert {path.name for path in (folder / "study").iterdir()} == {"history.png", "slices.png", "importances.png"}
+    close(study)
+
+
+def close(study: Any) -> None:
+    """A database's connections, which would warn of themselves when pytest ends."""
+    database = getattr(study._storage, "_backend", None)
+    if database is not None and hasattr(database, "engine"):
+        database.remove_session()
+        database.engine.dispose()
 
 
 @pytest.mark.slow
@@ -323,3 +332,14 @@ def test_24_trials_on_postgresql_by_three_workers_that_are_killed_twice_each(
     space: str, tmp_path: Path, postgres: str
 ) -> None:
     check_killed_study(space, tmp_path / "study", 3, 24, postgres)
+
+
+@pytest.mark.slow
+def test_a_study_on_postgresql_is_found_again(space: str, tmp_path: Path, postgres: str, trained: list[str]) -> None:
+    asked = tuning.Tuning(read_search(space), list(FEW), tmp_path / "s", 4, postgres)
+    first = tuning.work(asked)
+    again = tuning.work(asked)
+    assert [one.params for one in again.trials] == [one.params for one in first.trials]
+    assert len(trained) == len(again.trials) == 4
+    close(first)
+    close(again)
