@@ -407,6 +407,20 @@ def bench(
     main(overrides or [], turns, usual, as_json)
 
 
+@app.command(rich_help_panel=MACHINE)
+def model(
+    overrides: Annotated[list[str] | None, typer.Argument(help="As for train.", metavar="[KEY=VALUE]...")] = None,
+    output: Annotated[str, typer.Option("--output", "-o", help="The picture: .png, .svg or .pdf.")] = "model.png",
+) -> None:
+    """Show the layers of a configured model, with their shapes and numbers of parameters, and draw them.
+
+    Example: vae model data=digits model=conv latent_dim=8 -o conv.png
+    """
+    from vae.commands.model import main
+
+    main(overrides or [], output)
+
+
 def main() -> None:
     """Runs a command; a refusal or failure ends with its exit code and one line."""
     try:

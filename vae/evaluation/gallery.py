@@ -12,6 +12,7 @@ from vae.data.batches import as_floats
 from vae.data.module import ImageDataModule
 from vae.errors import InputError
 from vae.evaluation import estimates, exact, figures, metrics
+from vae.evaluation.architecture import architecture_figure
 from vae.evaluation.baselines import baselines
 from vae.evaluation.catalogue import FIGURES
 from vae.evaluation.estimates import Generated, Posteriors, posteriors
@@ -271,5 +272,6 @@ DRAWN: dict[str, Callable[[Subject], Figure]] = {
     "neighbours": _neighbours,
     "class_histogram": _class_histogram,
     "true_posterior": _true_posterior,
+    "model": lambda s: architecture_figure(s.vae, s.what),
     "tsne": _tsne,
 }
