@@ -44,6 +44,7 @@ CONVOLUTIONS = (
 NEEDS = {  # what an option cannot do without
     "likelihood=bernoulli": ("data.binarize=dynamic",),
     "objective=iwae": ("objective.samples=3", "likelihood=gaussian"),
+    "prior=vamp": ("prior.inputs=3",),
     "data=sprites": ("data.size=9", "data.count=300"),
     "data=folder": ("data.path=mine",),
     "data=npz": ("data.path=mine.npz",),
@@ -243,6 +244,9 @@ PLATEAU = (*SHORT, "scheduler=plateau", "scheduler.patience=1", "scheduler.facto
 WARMUP = (*SMALL, "scheduler=warmup_cosine", "trainer.max_epochs=20")
 COSINE = (*SMALL, "scheduler=cosine")
 ONE_CYCLE = (*SMALL, "scheduler=one_cycle", "trainer.max_epochs=3", "scheduler.epochs=5")
+VAMP = (*SHORT, "prior=vamp", "prior.inputs=3")
+FLOW = (*SHORT, "prior=flow", "prior.hidden=3", "prior.layers=1")
+IAF = (*SHORT, "posterior=iaf", "posterior.hidden=3", "posterior.layers=1")
 SPRITES = (*(given for given in SHORT if given != "data=digits"), "data=sprites", "data.size=9", "data.count=300")
 STEP = (*SHORT, "scheduler=step", "scheduler.step_size=3")
 
@@ -265,6 +269,12 @@ CASES: dict[str, Case] = {
     **halves("pool", "max", CONV),
     **halves("norm", "batch", CONV),
     "model.decoder.init_bias": Case("data"),
+    "prior.components": Case(2, (*SHORT, "prior=mixture")),
+    "prior.inputs": Case(2, VAMP),
+    "prior.layers": Case(2, FLOW),
+    "prior.hidden": Case(4, FLOW),
+    "posterior.layers": Case(2, IAF),
+    "posterior.hidden": Case(4, IAF),
     "likelihood.reconstruct": Case("mean"),
     "likelihood.mean": Case("sigmoid", (*SHORT, "likelihood.mean=linear")),
     "likelihood.sigma": Case("shared", GAUSSIAN),
@@ -273,6 +283,8 @@ CASES: dict[str, Case] = {
     "objective.samples": Case(3),
     "objective.free_bits": Case(5.0),
     "objective.gradient": Case("dreg", (*SHORT, "likelihood=gaussian", "objective=iwae", "objective.samples=3")),
+    "objective.alpha": Case(1.0, (*SHORT, "objective=mmd")),
+    "objective.mmd": Case(0.0, (*SHORT, "objective=mmd")),
     "objective.beta": Case(7),
     "objective.beta.value": Case(7.0),
     "objective.beta.start": Case(0.5, LINEAR),
@@ -328,7 +340,10 @@ CASES: dict[str, Case] = {
     "callbacks.monitor": Case("dev/kl", SHORT, watchers),
     "callbacks.early_stopping": Case(3, SHORT, watchers),
 }
-FIGURES = ("evaluation.samples", "evaluation.features", "evaluation.generated", "evaluation.probes")
+FIGURES = (
+    "evaluation.samples", "evaluation.features", "evaluation.generated", "evaluation.probes",
+    "evaluation.annealing", "evaluation.annealed",
+)  # fmt: skip
 # Values that may differ between two sittings: the same weights come out. `compile` is in a test of its own.
 ANOTHER = {
     "run_dir": "elsewhere", "threads": 2, "checkpoint": "best", "trainer.accelerator": "cpu",
@@ -437,6 +452,11 @@ def test_evaluation_keys_change_the_figures(five_by_seven: tuple[str, ...], tmp_
     assert more["test/loss"] == base["test/loss"]
     assert not [n for n in evaluated(changed(five_by_seven, "evaluation.samples", 0)) if "nll" in n]
 
+    more = evaluated(changed((*five_by_seven, "evaluation.annealing=4"), "evaluation.annealed", 7))
+    assert more["annealing/images"] == 7
+    assert more["annealing/steps"] == 4
+    assert {name: more[name] for name in base} == base
+
     more = evaluated(changed(five_by_seven, "evaluation.generated", 15))
     assert all((more[n] != base[n]) == n.startswith("samples/frechet") for n in base if "precision" not in n
                and "recall" not in n and "entropy" not in n)  # fmt: skip
@@ -455,14 +475,12 @@ def test_name_of_the_data_changes_the_run(five_by_seven: tuple[str, ...]) -> Non
 
 
 def test_every_key_of_conf_has_a_rule_and_every_rule_a_key() -> None:
-    """`objective.beta` is a rule for the number that stands in a schedule's place."""
     found: set[str] = set()
     for option in options():
         overrides = (option, *NEEDS.get(option, ())) if option in ELSEWHERE else small_with(option)
         found |= {key for key, _ in leaves(settings_of(*overrides).plain)}
     names = {key for key in found if key.rpartition(".")[2] not in ("_target_", "_partial_")}
     assert {name for name in names if not name.startswith("logger.")} == set(known_keys()) - {
-        "objective.beta",
         "callbacks.extra",
         "logger",
     }
@@ -521,6 +539,18 @@ REFUSED = {  # arguments: the key and value that the line names, and what it say
     "objective.beta=-1": ("objective.beta=-1", "of at least 0"),
     "likelihood=bernoulli": ("likelihood=bernoulli", "data.binarize=dynamic"),
     "objective=iwae": ("objective=iwae", "likelihood=gaussian"),
+    "prior=flow latent_dim=1": ("latent_dim=1", "latent_dim=2"),
+    "posterior=iaf latent_dim=1": ("latent_dim=1", "latent_dim=2"),
+    "posterior=full latent_dim=1000": ("latent_dim=1000", "posterior=diagonal"),
+    "prior=vamp posterior=iaf": ("posterior=iaf", "posterior=diagonal or full"),
+    "prior=vamp model=conv model.encoder.norm=batch": ("model.encoder.norm=batch", "group or layer"),
+    "prior=mixture prior.components=0": ("prior.components=0", "of at least 1"),
+    "prior=vamp prior.inputs=many": ("prior.inputs=many", WHOLE),
+    "prior=vampp": ("prior=vampp", "mixture, own, standard, vamp"),
+    "posterior=full objective=tc": ("posterior=full", "objective=tc"),
+    "posterior=iaf likelihood=gaussian objective=iwae objective.gradient=dreg": ("objective.gradient=dreg", "plain"),
+    "prior=mixture objective.free_bits=0.1": ("objective.free_bits=0.1", "prior=standard"),
+    "objective=mmd objective.alpha=2": ("objective.alpha=2", "at most 1"),
     "hydra.run.dir=x": ("hydra.run.dir=x", "run_dir=..."),
     "-m hydra.sweep.dir=x latent_dim=2,3": ("hydra.sweep.dir=x", "run_dir=..."),
     "--config-name nope": ("--config-name=nope", "--config-dir"),

@@ -1,20 +1,42 @@
-"""What torch.distributions lacks: squared error, a calibrated normal, a discretised logistic, fixed noise in Normal.
+"""What torch.distributions lacks: of z, fixed noise in Normal, mixtures, flows; of x, squared error, a calibrated
+normal, a discretised logistic.
 
 Shapes: parameters are (K, B, *event); `log_prob` sums over the event and returns nats, (K, B).
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import ContinuousBernoulli as TorchContinuousBernoulli
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, MultivariateNormal, constraints, kl_divergence, register_kl
 from torch.distributions import Normal as TorchNormal
 
 from vae.noise import Shape, noise_source
 
 LEVELS = 255  # grey levels of an image are 0/255, 1/255, ..., 255/255
+
+
+# --- of z -------------------------------------------------------------------------------------------------------------
+
+
+def standard_normal(shape: torch.Size, like: Tensor) -> Tensor:
+    """Numbers from N(0, 1), those of `fixed_noise` within it, in the type and on the device of `like`."""
+    source = noise_source()
+    noise = torch.randn(shape, dtype=like.dtype, device=like.device) if source is None else source(shape)
+    return noise.to(like)
+
+
+class Latents(Distribution):
+    """A distribution over z (D,); `sample` is `rsample` without gradients, and no argument is checked."""
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch declares it so)
+
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        with torch.no_grad():
+            return self.rsample(torch.Size(sample_shape))
 
 
 class Normal(TorchNormal):
@@ -25,14 +47,182 @@ class Normal(TorchNormal):
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """z = mu + sigma e, e ~ N(0, I): the reparametrisation trick (Kingma and Welling 2014, section 2.4)."""
-        shape = self._extended_shape(torch.Size(sample_shape))
-        streams = noise_source()
-        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device) if streams is None else streams(shape)
-        return torch.addcmul(self.loc, self.scale, noise.to(self.loc))
+        return self.push(standard_normal(self._extended_shape(torch.Size(sample_shape)), self.loc))
+
+    def push(self, noise: Tensor) -> Tensor:
+        return torch.addcmul(self.loc, self.scale, noise)
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
         with torch.no_grad():
             return self.rsample(sample_shape)
+
+    def __getitem__(self, index: Tensor) -> "Normal":
+        return Normal(self.loc[index], self.scale[index])
+
+
+class FullNormal(MultivariateNormal):
+    """N(mu, L L') for mu (B, D) and L (B, D, D), lower triangular with a positive diagonal; event (D,)."""
+
+    def __init__(self, loc: Tensor, scale_tril: Tensor) -> None:
+        super().__init__(loc, scale_tril=scale_tril, validate_args=False)
+
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        return self.push(standard_normal(self._extended_shape(torch.Size(sample_shape)), self.loc))
+
+    def push(self, noise: Tensor) -> Tensor:
+        return self.loc + (self.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+
+    def __getitem__(self, index: Tensor) -> "FullNormal":
+        return FullNormal(self.loc[index], self.scale_tril[index])
+
+
+@register_kl(FullNormal, Normal)
+def _kl_of_full_and_diagonal(q: FullNormal, p: Normal) -> Tensor:
+    """(B,): half of tr(S^-1 L L') + (mu - m)' S^-1 (mu - m) - D + log det S - log det L L', for p = N(m, S)."""
+    spread = q.scale_tril.square().sum(-1) + (q.loc - p.loc).square()  # (B, D)
+    log_ratio = p.scale.log() - q.scale_tril.diagonal(dim1=-2, dim2=-1).log()  # (B, D)
+    return (0.5 * spread / p.scale.square() - 0.5 + log_ratio).sum(-1)
+
+
+class Mixture(Latents):
+    """sum_k w_k N_k(z) with w = softmax(`logits`) (N,), of N Gaussians, Normal (N, D) or FullNormal (N,)."""
+
+    def __init__(self, logits: Tensor, components: Normal | FullNormal) -> None:
+        super().__init__(torch.Size(), components.mean.shape[-1:], validate_args=False)
+        self.log_weights, self.components = logits.log_softmax(-1), components
+
+    @property
+    def mean(self) -> Tensor:
+        return self.log_weights.exp() @ self.components.mean
+
+    @property
+    def variance(self) -> Tensor:
+        c = self.components
+        return self.log_weights.exp() @ (c.variance + (c.mean - self.mean).square())
+
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        """Gradients reach the components, not the weights; the last of D + 1 numbers chooses the component."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        noise = standard_normal(torch.Size((*shape[:-1], shape[-1] + 1)), self.components.mean)
+        levels = self.log_weights.detach().double().exp().cumsum(-1)
+        uniform = torch.special.ndtr(noise[..., -1].double())
+        chosen = torch.searchsorted(levels, uniform.contiguous()).clamp(max=len(levels) - 1)
+        return self.components[chosen].push(noise[..., :-1])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """(..., D) -> (...)."""
+        return (self.log_weights + self._of_each(value)).logsumexp(-1)
+
+    def _of_each(self, z: Tensor) -> Tensor:
+        """log N_k(z), (..., D) -> (..., N): squares by matrix products, in float64 since large terms cancel."""
+        c = self.components
+        if isinstance(c, FullNormal):
+            return c.log_prob(z.unsqueeze(-2))
+        loc, precision, wide = c.loc.double(), c.scale.double() ** -2, z.double()
+        squares = wide**2 @ precision.T - 2 * wide @ (loc * precision).T + (loc**2 * precision).sum(-1)
+        constant = 0.5 * precision.log().sum(-1) - 0.5 * loc.shape[-1] * math.log(2 * math.pi)
+        return (constant - 0.5 * squares).to(z)
+
+
+Map = Callable[[Tensor], tuple[Tensor, Tensor]]
+PAIRS = 32  # of noise and its negative, for the mean of a flow
+
+
+def paired_noise(dim: int) -> Tensor:
+    """(2 PAIRS, D): the same draws of N(0, I) always, each with its negative."""
+    noise = torch.randn(PAIRS, dim, generator=torch.Generator().manual_seed(0))
+    return torch.cat([noise, -noise])
+
+
+class Flowed(Latents):
+    """A Normal (..., D) pushed through an invertible map; event (D,).
+
+    `forward` and `inverse` give the image and the log of their determinant. The density of its own last draw is known
+    from the draw. `noise` is what the mean is taken over.
+    """
+
+    def __init__(self, base: Normal, forward: Map, inverse: Map, noise: Tensor) -> None:
+        super().__init__(base.batch_shape[:-1], base.batch_shape[-1:], validate_args=False)
+        self.base, self.forward, self.inverse, self.noise = base, forward, inverse, noise
+        self.drawn: tuple[Tensor, Tensor] | None = None
+
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        u = self.base.rsample(torch.Size(sample_shape))
+        z, log_det = self.forward(u)
+        self.drawn = z, self.base.log_prob(u).sum(-1) - log_det
+        return z
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """(..., D) -> (...): log N(u) + log |du / dz| at the u of z."""
+        if self.drawn is not None and value is self.drawn[0]:
+            return self.drawn[1]
+        u, log_det = self.inverse(value)
+        return self.base.log_prob(u).sum(-1) + log_det
+
+    @property
+    def mean(self) -> Tensor:
+        """Over the same 32 pairs of draws e and -e for every x: there is no closed form."""
+        return self._of_noise().mean(0)
+
+    @property
+    def variance(self) -> Tensor:
+        """Over the draws of the mean."""
+        return self._of_noise().var(0)
+
+    def _of_noise(self) -> Tensor:
+        noise = self.noise.view(-1, *[1] * len(self.batch_shape), *self.event_shape)
+        return self.forward(self.base.push(noise.to(self.base.loc)))[0]
+
+
+def detach(q: Distribution) -> Distribution:
+    """The same density, whose parameters pass no gradient on; raises TypeError where that is not to be had."""
+    if isinstance(q, Normal):
+        return Normal(q.loc.detach(), q.scale.detach())
+    if isinstance(q, FullNormal):
+        return FullNormal(q.loc.detach(), q.scale_tril.detach())
+    raise TypeError(f"{type(q).__name__}: no density without its gradients; take gradient='plain'")
+
+
+def log_density(p: Distribution, z: Tensor) -> Tensor:
+    """log p(z) in nats, (..., D) -> (...), whether or not p holds its latents for independent."""
+    score = p.log_prob(z)
+    return score if p.event_shape else score.sum(-1)
+
+
+def log_ratio(p: Distribution, q: Distribution, z: Tensor) -> Tensor:
+    """log p(z) - log q(z) in nats, (..., D) -> (...)."""
+    if p.event_shape or q.event_shape:
+        return log_density(p, z) - log_density(q, z)
+    return (p.log_prob(z) - q.log_prob(z)).sum(-1)
+
+
+def divergence(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
+    """KL(q || p) in nats: (B, D) where the latents are independent in both, else (B, 1), of all latents together.
+
+    In closed form where there is one. Else it is Monte Carlo: the mean of log q(z) - log p(z) over the K draws z
+    (K, B, D) ~ q. `kl_form` says which.
+    """
+    try:
+        kl = kl_divergence(q, p)
+    except NotImplementedError:
+        return -log_ratio(p, q, z).mean(0).unsqueeze(-1)
+    return kl.unsqueeze(-1) if q.event_shape else kl
+
+
+PER_LATENT, TOGETHER = "closed form, per latent", "closed form, of all latents together"
+MONTE_CARLO = "Monte Carlo over draws of z"
+
+
+def kl_form(q: Distribution, p: Distribution) -> str:
+    """How `divergence` computes KL(q || p), in words."""
+    try:
+        kl_divergence(q, p)
+    except NotImplementedError:
+        return MONTE_CARLO
+    return TOGETHER if q.event_shape else PER_LATENT
+
+
+# --- of x -------------------------------------------------------------------------------------------------------------
 
 
 class ImageDistribution(Distribution):

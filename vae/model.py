@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vae.distributions import Normal
 from vae.likelihoods import Likelihood
 from vae.networks import Shape
 from vae.noise import fixed_noise
+from vae.posteriors import Diagonal, Posterior
+from vae.priors import Prior, Standard
 
 
 def at_least_float32(params: Tensor) -> Tensor:
@@ -21,14 +22,14 @@ def at_least_float32(params: Tensor) -> Tensor:
 
 
 class VAE(nn.Module):
-    """p(z) = N(0, I), p(x|z) from the decoder, q(z|x) = N(mu, sigma^2) from the encoder (Kingma and Welling 2014).
+    """p(z), p(x|z) from the decoder, q(z|x) from the encoder (Kingma and Welling 2014, where both of z are Gaussians).
 
     `encoder(image_shape=, out_features=)` and `decoder(in_features=, image_shape=)` build the halves: the image's shape
-    comes from the data and the parameters a pixel from the likelihood, so neither is written twice.
+    comes from the data, the parameters a pixel from the likelihood, the encoder's features from the posterior, so none
+    is written twice. `prior(latent_dim=, image_shape=)` and `posterior(latent_dim=)` build what is said of z.
     """
 
-    prior_loc: Tensor
-    prior_scale: Tensor
+    prior_loc: Tensor  # zeros (D,) of the model's type, on its device
 
     def __init__(
         self,
@@ -37,26 +38,29 @@ class VAE(nn.Module):
         likelihood: Likelihood,
         latent_dim: int,
         image_shape: Shape,
+        prior: Callable[..., Prior] = Standard,
+        posterior: Callable[..., Posterior] = Diagonal,
     ) -> None:
         super().__init__()
         channels, *size = image_shape
         self.latent_dim, self.image_shape = latent_dim, tuple(image_shape)
         self.likelihood = likelihood
-        self.encoder = encoder(image_shape=image_shape, out_features=2 * latent_dim)
+        head = posterior(latent_dim=latent_dim)
+        self.encoder = encoder(image_shape=image_shape, out_features=head.features)
         self.decoder = decoder(in_features=latent_dim, image_shape=(likelihood.params_per_pixel * channels, *size))
+        self.posterior_head = head
+        self.prior_head = prior(latent_dim=latent_dim, image_shape=self.image_shape)
         self.register_buffer("prior_loc", torch.zeros(latent_dim), persistent=False)
-        self.register_buffer("prior_scale", torch.ones(latent_dim), persistent=False)
 
     @property
-    def prior(self) -> Normal:
-        """p(z), batch shape (D,)."""
-        return Normal(self.prior_loc, self.prior_scale)
+    def prior(self) -> Distribution:
+        """p(z): batch shape (D,) where the latents are independent, else event (D,)."""
+        return self.prior_head(self.encode)
 
-    def encode(self, x: Tensor) -> Normal:
-        """q(z|x) for x (B, C, H, W): batch shape (B, D). The network gives mu and log sigma^2."""
+    def encode(self, x: Tensor) -> Distribution:
+        """q(z|x) for x (B, C, H, W): batch shape (B, D) where the latents are independent, else (B,) and event (D,)."""
         x = x.to(self.prior_loc.dtype)  # images are float32, the weights under 64-true are not
-        mu, log_var = at_least_float32(self.encoder(x)).chunk(2, dim=-1)  # (B, D), (B, D)
-        return Normal(mu, (0.5 * log_var).exp())
+        return self.posterior_head(at_least_float32(self.encoder(x)))
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x|z) for z (K, B, D): batch shape (K, B), event (C, H, W)."""
@@ -64,8 +68,16 @@ class VAE(nn.Module):
         pixel = (self.likelihood.params_per_pixel, *self.image_shape)
         return self.likelihood(params.view(*z.shape[:-1], *pixel))
 
+    @property
+    def noise_per_draw(self) -> int:
+        """Standard normal numbers that one draw of the prior is made of: D, and one more where it is a mixture."""
+        return self.prior_head.noise_per_draw
+
+    @torch.no_grad()
     def draw_prior(self, noise: Tensor) -> Tensor:
-        """z (N, D) ~ p(z), made of standard normal noise (N, D): the same draws whenever the noise is the same."""
+        """z (N, D) ~ p(z), made of standard normal noise (N, `noise_per_draw`): the same noise gives the same draws."""
+        if noise.shape[1] != self.noise_per_draw:
+            raise ValueError(f"noise {tuple(noise.shape)}: a draw of this prior takes {self.noise_per_draw} numbers")
         with fixed_noise(lambda shape: noise.view(shape)):
             return self.prior.sample(torch.Size((len(noise),)))
 

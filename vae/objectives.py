@@ -1,4 +1,4 @@
-"""What is optimised. Per image and in nats: log_px = E_q[log p(x|z)], kl = KL(q(z|x) || p(z)) for each latent."""
+"""What is optimised. Per image and in nats: log_px = E_q[log p(x|z)], kl = KL(q(z|x) || p(z)), if it can, by latent."""
 
 import math
 from collections.abc import Callable
@@ -7,8 +7,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution
 
+from vae.distributions import detach, divergence, log_density, log_ratio
 from vae.model import VAE
 from vae.schedules import constant
 
@@ -19,6 +20,7 @@ Schedule = Callable[[int], float]
 class Terms:
     """One batch: `loss` () is differentiated; `log_px` (B,) and `kl` (B, D) are never weighted (nats per image).
 
+    `kl` is (B, 1) where the prior or the posterior ties the latents together: see `distributions.divergence`.
     `per_image` (B,) is the loss of each image, for its standard error in evaluations. An objective with a term of the
     whole batch has none: its loss on a split is the mean over validation's batches, without an error. `p` is p(x|z),
     from which the likelihood may learn by other means than gradients.
@@ -54,7 +56,7 @@ def log_weights(vae: VAE, x: Tensor, samples: int) -> Tensor:
     q = vae.encode(x)
     z = q.rsample(torch.Size((samples,)))  # (K, B, D)
     log_px = vae.decode(z).log_prob(x)  # (K, B)
-    return log_px + (vae.prior.log_prob(z) - q.log_prob(z)).sum(-1)
+    return log_px + log_ratio(vae.prior, q, z)
 
 
 def log_mean_exp(log_weights: Tensor, dim: int = 0) -> Tensor:
@@ -82,7 +84,7 @@ class ELBO:
         z = q.rsample(torch.Size((self.samples,)))  # (K, B, D)
         p = vae.decode(z)
         log_px = p.log_prob(x).mean(0)  # (B,)
-        kl = kl_divergence(q, vae.prior)  # (B, D)
+        kl = divergence(q, vae.prior, z)  # (B, D) or (B, 1)
         rate = kl.mean(0).clamp(min=self.free_bits).sum()
         beta = self.beta(step)
         loss = beta * rate - log_px.mean()
@@ -108,11 +110,11 @@ class IWAE:
         z = q.rsample(torch.Size((self.samples,)))  # (K, B, D)
         p = vae.decode(z)
         log_px = p.log_prob(x)  # (K, B)
-        posterior = q if self.gradient == "plain" else type(q)(q.loc.detach(), q.scale.detach())
-        log_w = log_px + (vae.prior.log_prob(z) - posterior.log_prob(z)).sum(-1)  # (K, B)
+        p_z = vae.prior
+        log_w = log_px + log_ratio(p_z, q if self.gradient == "plain" else detach(q), z)  # (K, B)
         bound = log_mean_exp(log_w)  # (B,)
         loss = -bound.mean() if self.gradient == "plain" else self._dreg(log_w, z) - bound.mean().detach()
-        return Terms(loss, log_px.mean(0), kl_divergence(q, vae.prior), beta=1.0, per_image=-bound.detach(), p=p)
+        return Terms(loss, log_px.mean(0), divergence(q, p_z, z), beta=1.0, per_image=-bound.detach(), p=p)
 
     @staticmethod
     def _dreg(log_w: Tensor, z: Tensor) -> Tensor:
@@ -121,3 +123,63 @@ class IWAE:
             z.register_hook(lambda gradient: w.unsqueeze(-1) * gradient)  # a second w on the way to the encoder
         surrogate = -(w * log_w).sum(0).mean()
         return surrogate - surrogate.detach()  # 0, with the gradient
+
+
+class TotalCorrelation:
+    """beta-TCVAE (Chen et al. 2018, eq. 4): the KL in three parts, of which the total correlation is weighed by beta.
+
+    I(z; x) + beta KL(q(z) || prod_d q(z_d)) + sum_d KL(q(z_d) || p(z_d)) - E_q[log p(x|z)], with one draw of z. q(z) is
+    the mean of the batch's posteriors. Chen et al. divide it by the size of the data set, which adds a constant. With
+    beta 1 the parts add up to the ELBO's KL. A prior that ties its latents takes the place of prod_d p(z_d).
+    """
+
+    def __init__(self, beta: float | Schedule = 6.0) -> None:
+        self.beta = as_schedule(beta)
+
+    def __call__(self, vae: VAE, x: Tensor, step: int) -> Terms:
+        q, p_z = vae.encode(x), vae.prior
+        z = q.rsample(torch.Size((1,)))  # (1, B, D)
+        p = vae.decode(z)
+        log_px, kl = p.log_prob(x).mean(0), divergence(q, p_z, z)  # (B,), (B, D) or (B, 1)
+        each = q.log_prob(z.transpose(0, 1))  # (B, B, D): log q(z_d|x) of image i's z under image j's posterior
+        log_qz = log_mean_exp(each.sum(-1), 1)  # (B,)
+        log_product = log_mean_exp(each, 1).sum(-1)  # (B,)
+        information = each.diagonal().sum(0) - log_qz
+        correlation, by_dimension = log_qz - log_product, log_product - log_density(p_z, z)[0]
+        beta = self.beta(step)
+        rate = (information + beta * correlation + by_dimension).mean()
+        return Terms(rate - log_px.mean(), log_px, kl, beta, p=p)
+
+
+class MMD:
+    """InfoVAE (Zhao et al. 2019, eq. 6): (1 - alpha) KL(q(z|x) || p(z)) + mmd MMD(q(z), p(z)) - E_q[log p(x|z)].
+
+    `mmd` is the paper's alpha + lambda - 1. The squared maximum mean discrepancy compares a draw of z for each image
+    with as many draws of the prior, without bias, under the kernel exp(-|z - z'|^2 / (2 D)).
+    """
+
+    def __init__(self, alpha: float = 0.0, mmd: float = 1000.0) -> None:
+        self.alpha, self.mmd = alpha, mmd
+
+    def __call__(self, vae: VAE, x: Tensor, step: int) -> Terms:
+        q, p_z = vae.encode(x), vae.prior
+        z = q.rsample(torch.Size((1,)))  # (1, B, D)
+        p = vae.decode(z)
+        log_px, kl = p.log_prob(x).mean(0), divergence(q, p_z, z)
+        other = p_z.rsample(torch.Size((1, len(x))))[0]  # (B, D)
+        loss = (1 - self.alpha) * kl.sum(-1).mean() + self.mmd * squared_mmd(z[0], other) - log_px.mean()
+        return Terms(loss, log_px, kl, 1 - self.alpha, p=p)
+
+
+def squared_mmd(a: Tensor, b: Tensor) -> Tensor:
+    """(): squared maximum mean discrepancy of a (N, D) and b (N, D), unbiased, so that it may be below 0.
+
+    Gretton et al. 2012, eq. 3. One image alone has no other to be compared with: 0.
+    """
+    n, dim = a.shape
+    if n == 1:
+        return a.sum() * 0
+    both = torch.cat([a, b])
+    near = torch.exp(-(both[:, None] - both[None]).square().sum(-1) / (2 * dim))  # (2N, 2N)
+    within = (near[:n, :n].sum() + near[n:, n:].sum() - 2 * n) / (n * (n - 1))
+    return within - 2 * near[:n, n:].mean()

@@ -25,7 +25,7 @@ def prior_latents(vae: VAE, count: int, seed: int, temperature: float = 1.0) -> 
     Raises InputError for a temperature where the prior's mean is not known.
     """
     generator = np.random.default_rng(derive(seed, "generated"))
-    noise = generator.standard_normal((count, getattr(vae, "noise_per_draw", vae.latent_dim)), dtype=np.float32)
+    noise = generator.standard_normal((count, vae.noise_per_draw), dtype=np.float32)
     z = vae.draw_prior(torch.from_numpy(noise)).cpu()
     if temperature == 1:
         return z

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from vae.data.batches import Images, as_floats
 from vae.data.module import ImageDataModule
+from vae.distributions import MONTE_CARLO, PER_LATENT, divergence, kl_form
 from vae.evaluation import metrics
 from vae.evaluation.factors import factor_scores
 from vae.evaluation.feature_net import embed, feature_net, fingerprint
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 # Smaller chunks make the NLL a sixth slower, because Python's own time is spent once a chunk.
 ROWS = 4000
 
+KL_DRAWS = 16  # of z for an image's KL where there is no closed form
 MOST_POINTS = 5000  # images of a split from which the scores of factors are taken
 
 Metrics = dict[str, float]
@@ -61,10 +63,12 @@ def objective_metrics(
     if has_batch_term(vae, objective, images, step):
         batch = validation_batch
     single, log_px = torch.empty(2, count, dtype=torch.float64)  # no lists, as in `bounds`
-    rates = torch.empty(count, vae.latent_dim, dtype=torch.float64)
+    rates = torch.empty(0)
     for chunk, x in enumerate(_chunks(vae, images, batch)):
         with fixed_noise(noise):
             terms = objective(vae, x, step)
+        if not chunk:
+            rates = torch.empty(count, terms.kl.shape[1], dtype=torch.float64)
         place = slice(chunk * batch, chunk * batch + len(x))
         single[place] = terms.loss if terms.per_image is None else terms.per_image
         log_px[place], rates[place] = terms.log_px, terms.kl
@@ -90,17 +94,37 @@ def has_batch_term(vae: VAE, objective: Callable[..., Terms], images: Tensor, st
 
 @dataclass
 class Posteriors:
-    """Means (N, D) and KL per latent (N, D) of a split, on the CPU."""
+    """Means (N, D) and KL (N, D) of a split, on the CPU.
+
+    The KL is (N, 1), of all latents together, where the prior or the posterior ties them.
+    """
 
     mu: Tensor
     kl: Tensor
+    kl_form: str
+
+    @property
+    def kl_per_latent(self) -> Tensor | None:
+        """(D,), a mean over images in nats; None where no latent has a KL of its own."""
+        return self.kl.double().mean(0) if self.kl_form == PER_LATENT else None
 
 
 @torch.inference_mode()
 def posteriors(vae: VAE, images: Tensor) -> Posteriors:
-    each = (vae.encode(x) for x in _chunks(vae, images, 1000))
-    both = (torch.stack([q.mean, torch.distributions.kl_divergence(q, vae.prior)], 1) for q in each)  # (n, 2, D)
-    return Posteriors(*metrics.gather_chunks(both, len(images)).unbind(1))
+    noise = NoiseStreams(derive(0, "posteriors"))
+    form = ""
+
+    def rows() -> Iterator[Tensor]:
+        nonlocal form
+        for x in _chunks(vae, images, 1000):
+            q, p = vae.encode(x), vae.prior
+            form = form or kl_form(q, p)
+            with fixed_noise(noise):
+                z = q.rsample(torch.Size((KL_DRAWS,))) if form == MONTE_CARLO else q.mean.unsqueeze(0)
+            yield torch.cat([q.mean, divergence(q, p, z)], 1)
+
+    both = metrics.gather_chunks(rows(), len(images))
+    return Posteriors(both[:, : vae.latent_dim], both[:, vae.latent_dim :], form)
 
 
 @torch.inference_mode()
@@ -171,8 +195,11 @@ def latent_metrics(vae: VAE, train: Images, held_out: Images, split: str, probes
     """Active units (Burda et al. 2015) and, with `probes`, what kNN and a linear map read off the posterior means."""
     means = posteriors(vae, held_out.images)
     scores: Metrics = {"active_units": int(metrics.active_units(means.mu).sum())}
-    for latent, nats in enumerate(means.kl.double().mean(0).tolist()):
-        scores[f"kl_per_latent/{latent:02d}"] = nats
+    if means.kl_per_latent is None:
+        log.info("no KL per latent, since the prior or the posterior ties the latents together; KL: %s", means.kl_form)
+    else:
+        for latent, nats in enumerate(means.kl_per_latent.tolist()):
+            scores[f"kl_per_latent/{latent:02d}"] = nats
     if probes:
         data = posteriors(vae, train.images).mu, train.labels, means.mu, held_out.labels
         scores["knn_accuracy"] = metrics.knn_accuracy(*data)
@@ -194,7 +221,7 @@ def factor_metrics(vae: VAE, train: Images, held_out: Images, split: str) -> Met
 def prior_samples(vae: VAE, count: int, seed: int, x: str) -> Tensor:
     """Images (N, C, H, W) on the CPU; the first are the same for every `count`."""
     generator = np.random.default_rng(derive(seed, "generated"))
-    noise = torch.from_numpy(generator.standard_normal((count, vae.latent_dim), dtype=np.float32))
+    noise = torch.from_numpy(generator.standard_normal((count, vae.noise_per_draw), dtype=np.float32))
     z = vae.draw_prior(noise)
     with fixed_noise(derive(seed, "generated x")), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "generated x"))

@@ -21,6 +21,7 @@ from vae.evaluation.estimates import posteriors
 from vae.model import VAE
 from vae.networks import ACTIVATIONS, ConvDecoder, ConvEncoder, Dropout, MLPDecoder, MLPEncoder
 from vae.noise import derive
+from vae.posteriors import Diagonal
 
 LATENTS = 64  # sliders that a person can still find
 PRIOR_DRAWS = 256
@@ -64,7 +65,7 @@ def explorer(vae: VAE, images: Tensor | None, labels: Sequence[int] | None, seed
         "head": head(vae.likelihood),
         "low": z.amin(0).tolist(),
         "high": z.amax(0).tolist(),
-        "kl": q.kl.mean(0).tolist(),
+        "kl": (q.mu.var(0) if q.kl_per_latent is None else q.kl_per_latent).tolist(),
         "active": active.tolist(),
         "prior": packed(prior.float().cpu().numpy()),
         **shown,
@@ -81,6 +82,10 @@ def check(vae: VAE) -> None:
             raise InputError(
                 f"{key}={type(part).__name__}: the explorer computes the project's own MLPs and convolutions only"
             )
+    if type(vae.posterior_head) is not Diagonal:
+        raise InputError(
+            f"posterior={type(vae.posterior_head).__name__}: the explorer computes posterior=diagonal only"
+        )
     if type(vae.likelihood) not in HEADS:
         raise InputError(
             f"likelihood={type(vae.likelihood).__name__}: the explorer computes the project's own likelihoods only"
@@ -90,7 +95,7 @@ def check(vae: VAE) -> None:
 def draws(vae: VAE, seed: int) -> Tensor:
     """z (n, D) ~ p(z), whatever the prior is."""
     generator = torch.Generator().manual_seed(derive(seed, "explorer"))
-    return vae.draw_prior(torch.randn(PRIOR_DRAWS, vae.latent_dim, generator=generator).to(vae.prior_loc))
+    return vae.draw_prior(torch.randn(PRIOR_DRAWS, vae.noise_per_draw, generator=generator).to(vae.prior_loc))
 
 
 def head(likelihood: likelihoods.Likelihood) -> dict[str, Any]:

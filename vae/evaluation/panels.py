@@ -29,7 +29,7 @@ def example_images(data: ImageDataModule) -> tuple[Tensor, Tensor]:
 def prior_draws(vae: VAE, seed: int, count: int = EXAMPLES**2) -> Tensor:
     """The same prior draws (count, D) in every figure of a run."""
     generator = torch.Generator().manual_seed(derive(seed, "prior draws"))
-    return vae.draw_prior(torch.randn(count, vae.latent_dim, generator=generator))
+    return vae.draw_prior(torch.randn(count, vae.noise_per_draw, generator=generator))
 
 
 def device_of(vae: VAE) -> torch.device:
@@ -68,7 +68,7 @@ def prior_quantiles(vae: VAE, levels: Tensor) -> Tensor:
         return vae.prior.icdf(levels.unsqueeze(1).to(device_of(vae))).cpu()
     except (AttributeError, NotImplementedError):
         generator = torch.Generator().manual_seed(derive(0, "prior quantiles"))
-        draws = vae.draw_prior(torch.randn(10_000, vae.latent_dim, generator=generator)).cpu()
+        draws = vae.draw_prior(torch.randn(10_000, vae.noise_per_draw, generator=generator)).cpu()
         return draws.quantile(levels, dim=0)
 
 

@@ -64,6 +64,7 @@ def build_model(settings: Settings, data: ImageDataModule) -> LitVAE:
     vae.likelihood.check(as_floats(data.dev.images))
     if settings.plain["model"]["decoder"].get("init_bias") == "data":
         start_at_mean(vae, data.train.images)
+    vae.prior_head.start_at(data.train.images, derive(settings.seed, "prior"))
     if settings.compile:
         vae.encoder.compile(mode=settings.compile)
         vae.decoder.compile(mode=settings.compile)
@@ -80,13 +81,18 @@ def build_vae(settings: Settings, image_shape: Shape) -> VAE:
         likelihood=instantiate_part("likelihood", plain["likelihood"]),
         latent_dim=settings.latent_dim,
         image_shape=image_shape,
+        prior=instantiate_part("prior", plain["prior"]),
+        posterior=instantiate_part("posterior", plain["posterior"]),
     )
 
 
 def _widths(plain: Plain) -> Plain:
     """The keys that a model's size depends on, with their values."""
-    halves = {"latent_dim": plain["latent_dim"]} | dict(leaves(plain["model"], "model."))
-    return {key: value for key, value in halves.items() if key.endswith(("latent_dim", ".hidden", ".channels"))}
+    parts = {"latent_dim": plain["latent_dim"]}
+    for group in ("model", "prior", "posterior"):
+        parts |= dict(leaves(plain[group], f"{group}."))
+    wide = ("latent_dim", ".hidden", ".channels", ".inputs", ".components")
+    return {key: value for key, value in parts.items() if key.endswith(wide)}
 
 
 def build_lit(settings: Settings, vae: VAE, data_facts: Plain | None = None) -> LitVAE:

@@ -242,8 +242,12 @@ def upgrade(plain: Plain) -> Plain:
         name = "dev/unweighted_loss" if "reconstruct" in plain["likelihood"] else "dev/neg_elbo"
         plain = plain | {"callbacks": plain["callbacks"] | {"monitor": name}}
     trainer, callbacks = {"fast_step": True, **plain["trainer"]}, {"extra": {}, **plain["callbacks"]}
-    evaluation = {"formats": ["png"], "dpi": None, **plain.get("evaluation", {})}
-    return {"logger": {}, **plain, "trainer": trainer, "callbacks": callbacks, "evaluation": evaluation}
+    prior = {"_target_": "vae.priors.Standard", "_partial_": True}
+    posterior = {"_target_": "vae.posteriors.Diagonal", "_partial_": True}
+    later = {"logger": {}, "prior": prior, "posterior": posterior}
+    unset = {"annealing": 0, "annealed": 100, "formats": ["png"], "dpi": None}
+    evaluation = unset | plain.get("evaluation", {})
+    return {**later, **plain, "trainer": trainer, "callbacks": callbacks, "evaluation": evaluation}
 
 
 def write(path: Path, text: str) -> None:

@@ -23,6 +23,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 # in a wheel inside the package, in a checkout beside it
 CONF = str(PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf")
 Plain = dict[str, Any]
+MOST_LATENTS = 256  # of posterior=full: with 1,000 the encoder would put out half a million numbers
 
 Count = Annotated[int, Ge(1)]
 CountOrZero = Annotated[int, Ge(0)]
@@ -89,6 +90,18 @@ class Likelihood(Part):
     min_scale: Positive = option("floor of a pixel's scale", 0.001)
 
 
+class Prior(Part):
+    components: Count = option("Gaussians of the mixture", 10)
+    inputs: Count = option("pseudo-inputs, which start as training images", 500)
+    layers: Count = option("couplings of the flow", 6)
+    hidden: Count = option("width of the couplings' nets", 100)
+
+
+class Posterior(Part):
+    layers: Count = option("autoregressive flows after the Gaussian", 2)
+    hidden: Count = option("width of the flows' nets, and of the context that the encoder gives them", 100)
+
+
 class Beta(Part):
     value: NotNegative = option("weight of the KL", 1)
     start: NotNegative = option("weight of the KL at the start", 0)
@@ -119,7 +132,9 @@ class Objective(Part):
     samples: Count = option("draws of z for each image", 1)
     free_bits: NotNegative = option("nats that each latent is charged at least", 0.1)
     gradient: Literal["plain", "dreg"] = option("estimator of the encoder's gradient")
-    beta: NotNegative | _part(Beta) = option("weight of the KL: a number or a schedule of the step", 1)  # type: ignore[valid-type]
+    alpha: Annotated[float, Le(1)] = option("of InfoVAE: the KL has weight 1 - alpha", 0.0)
+    mmd: NotNegative = option("weight of the discrepancy between q(z) and the prior", 1000.0)
+    beta: NotNegative | _part(Beta) = option("weight of the KL (tc: of its correlation): a number or a schedule", 1)  # type: ignore[valid-type]
 
 
 class Data(Part):
@@ -214,6 +229,8 @@ class Callbacks(Section):
 
 class Evaluation(Section):
     samples: CountOrZero = key("importance samples of the NLL; 0: none", 500)
+    annealing: CountOrZero = key("temperatures of a second NLL, by annealed importance sampling; 0: none", 500)
+    annealed: Count = key("test images of that NLL", 100)
     features: bool = key("a small classifier for samples: Frechet distance, precision, recall, classes", True)
     generated: CountOrZero = key("prior samples that it sees", 10_000)
     cache_dir: Text = key("where the classifier is kept", "outputs/.cache")
@@ -238,6 +255,8 @@ class Settings(Section):
     checkpoint: Literal["last", "best"] = key("where an unfinished run goes on; best when last is damaged")
     run_dir: Text = key("where the run goes; the same command again continues it", "outputs/mine")
     model: Halves
+    prior: _part(Prior)  # type: ignore[valid-type]
+    posterior: _part(Posterior)  # type: ignore[valid-type]
     likelihood: _part(Likelihood)  # type: ignore[valid-type]
     objective: _part(Objective)  # type: ignore[valid-type]
     data: _part(Data)  # type: ignore[valid-type]

@@ -150,7 +150,7 @@ def check_data(path: Path, saved: Plain, data: ImageDataModule) -> None:
 def check_origin(path: Path, saved: Plain, now: Plain) -> None:
     """Raises InputError for a checkpoint of the same shapes that another configuration trained."""
     own = (MAY_GROW, "evaluation.", "callbacks.", "logger.")  # what may have grown or changed since it was written
-    differ = {key: pair for key, pair in differences(saved, now).items() if not key.startswith(own)}
+    differ = {key: pair for key, pair in differences(upgrade(saved), now).items() if not key.startswith(own)}
     if differ:
         other = "best" if path.name == "last.ckpt" else "last"
         raise InputError(

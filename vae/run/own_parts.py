@@ -16,13 +16,16 @@ from vae.run.keys import Plain, describe, fits, nearest, show, targets
 # Names of torch's own optimizers and schedulers: data, not code, may name them.
 TORCH = re.compile(r"torch\.optim(\.lr_scheduler)?\.[A-Z]\w+")
 GROUPS_OF_PARTS = (
-    "model.encoder", "model.decoder", "likelihood", "objective", "objective.beta", "data", "optimizer", "scheduler",
+    "model.encoder", "model.decoder", "prior", "posterior", "likelihood", "objective", "objective.beta", "data",
+    "optimizer", "scheduler",
 )  # fmt: skip
 NOT_LOADED = ("callbacks", "logger")  # parts that only training builds
 # What the builder hands in, beside the configuration's keys.
 HANDED_IN = {
     "model.encoder": {"image_shape", "out_features"},
     "model.decoder": {"in_features", "image_shape"},
+    "prior": {"latent_dim", "image_shape"},
+    "posterior": {"latent_dim"},
     "objective.beta": {"step"},
     "optimizer": {"params"},
     "scheduler": {"optimizer", "steps_per_epoch"},
@@ -104,6 +107,7 @@ def import_target(group: str, target: Any) -> Any:
 def _check_kind(group: str, target: str, made: Any) -> None:
     bases = {
         "model.encoder": "torch.nn.Module", "model.decoder": "torch.nn.Module",
+        "prior": "vae.priors.Prior", "posterior": "vae.posteriors.Posterior",
         "likelihood": "vae.likelihoods.Likelihood", "optimizer": "torch.optim.Optimizer",
         "data": "lightning.LightningDataModule", "callbacks.extra": "lightning.Callback",
         "logger": "lightning.pytorch.loggers.Logger",

@@ -17,6 +17,7 @@ from vae.data.batches import as_floats
 from vae.data.module import ImageDataModule
 from vae.errors import InputError
 from vae.evaluation import estimates, figures
+from vae.evaluation.annealing import annealed_metrics
 from vae.evaluation.estimates import Generated, posteriors
 from vae.evaluation.gallery import Subject, draw_figure, names_of
 from vae.run.directory import Run, write
@@ -100,6 +101,7 @@ def evaluate(
             vae, lit.objective, images, split, seed, step, batch, data.eval_batch_size
         )
     metrics |= estimates.likelihood_metrics(vae, data.test.images, e.samples, seed, "test")
+    metrics |= annealed_metrics(vae, data.test.images, e.annealing, e.annealed, seed, e.samples)
     labeled = data.classes > 1
     if not labeled and (e.probes or e.features):
         log.info("fewer than two classes of labels: no probes of the latents, no classifier's scores of samples")

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from vae.errors import InputError
-from vae.run.keys import CONF, Plain, Settings, known_keys, nearest, show, targets
+from vae.run.keys import CONF, MOST_LATENTS, Plain, Settings, known_keys, nearest, show, targets
 from vae.run.own_parts import GROUPS_OF_PARTS, check_own_part, import_target
 
 EXTRAS = ("mlflow", "wandb")  # loggers that need a package of the same name
@@ -104,6 +104,7 @@ def _check_together(s: Settings) -> None:
             f"evaluation.generated={s.evaluation.generated}: evaluation.features=true needs at least 10 samples; "
             "for example evaluation.generated=10000, or evaluation.features=false"
         )
+    _check_latents(s)
     _check_data(s.plain["data"])
     _check_likelihood(s)
     _check_clipping(s)
@@ -140,6 +141,40 @@ def _check_likelihood(s: Settings) -> None:
             "likelihood=bernoulli: data.binarize=none leaves grey levels, and it is defined on 0 and 1 only; "
             "take data.binarize=dynamic (or static, threshold), or likelihood=continuous_bernoulli"
         )
+
+
+def _check_latents(s: Settings) -> None:
+    """What a prior, a posterior and an objective need of one another.
+
+    By the names of their classes, so that a refusal waits for no import of torch.
+    """
+    prior, posterior, objective = (str(part.target).rpartition(".")[2] for part in (s.prior, s.posterior, s.objective))
+    norm, given = s.plain["model"]["encoder"].get("norm"), s.plain["objective"]
+    by_latent = prior == "Standard" and posterior == "Diagonal"
+    refusals = {
+        "latent_dim=1: prior=flow moves latents by one another; take latent_dim=2 or more": (
+            prior == "Flow" and s.latent_dim == 1
+        ),
+        "latent_dim=1: posterior=iaf moves latents by one another; take latent_dim=2 or more": (
+            posterior == "IAF" and s.latent_dim == 1
+        ),
+        f"latent_dim={s.latent_dim}: posterior=full takes at most {MOST_LATENTS} latents, as its covariance grows with "
+        "their square; take posterior=diagonal or iaf": posterior == "Full" and s.latent_dim > MOST_LATENTS,
+        "posterior=iaf: prior=vamp is a mixture of Gaussian posteriors; take posterior=diagonal or full": (
+            prior == "Vamp" and posterior == "IAF"
+        ),
+        "model.encoder.norm=batch: prior=vamp would mix its pseudo-inputs into the images' statistics; take "
+        "model.encoder.norm=group or layer": prior == "Vamp" and norm == "batch",
+        "objective.gradient=dreg: needs the density of a Gaussian posterior, and posterior=iaf is none; take "
+        "objective.gradient=plain": posterior == "IAF" and given.get("gradient") == "dreg",
+        f"posterior={posterior.lower()}: objective=tc needs the density of each latent by itself; take "
+        "posterior=diagonal": objective == "TotalCorrelation" and posterior in ("Full", "IAF"),
+        f"objective.free_bits={given.get('free_bits')}: is a floor under the KL of each latent, which takes "
+        "prior=standard and posterior=diagonal; take objective.free_bits=0": given.get("free_bits") and not by_latent,
+    }
+    for refusal, met in refusals.items():
+        if met:
+            raise InputError(refusal)
 
 
 def _check_clipping(s: Settings) -> None:

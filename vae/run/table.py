@@ -90,6 +90,8 @@ def closing_lines(run: Run, metrics: dict[str, Any]) -> list[str]:
     last = is_of_the_last(metrics)
     state = COLLAPSED if not active else f"{active} of {latents} latents are active"
     lines = [state]
+    if "test/kl_per_latent/00" not in metrics:
+        lines.append("no KL per latent: the prior or the posterior ties the latents together")
     if "dev/unweighted_loss" in metrics:
         lines.append("the likelihood is not normalised: this loss compares with no other likelihood's nats")
     root = run.directory if run.directory.is_absolute() else Path(run.directory.parts[0])

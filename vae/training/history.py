@@ -74,7 +74,8 @@ class History(Callback):
         sigma = mean_sigma(pl_module.vae, trainer.datamodule)  # type: ignore[attr-defined]  # Lightning sets it
         if sigma is not None:
             metrics["dev/sigma"] = sigma
-        self.kl_per_latent = pl_module.meters["dev"].kl_per_latent().tolist()
+        kl = pl_module.meters["dev"].kl_per_latent().tolist()
+        self.kl_per_latent = kl if len(kl) == pl_module.vae.latent_dim else []
         self.images += min(len(trainer.datamodule.train), self._limit(trainer))  # type: ignore[attr-defined]  # Lightning sets it
         self.rows.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **metrics})
         self._write(trainer, metrics)
@@ -88,6 +89,8 @@ class History(Callback):
         if writer is None:
             return
         step = trainer.global_step
+        if not self.kl_per_latent:
+            writer.add_text("kl_per_latent", "None: the prior or the posterior ties the latents together.", 0)
         if "dev/sigma" in metrics:
             writer.add_scalar("dev/sigma", metrics["dev/sigma"], step)
         for latent, kl in enumerate(self.kl_per_latent[:LATENTS_LOGGED]):

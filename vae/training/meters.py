@@ -13,7 +13,7 @@ class Meter:
     """Sums over images, kept on the device and read once an epoch."""
 
     def __init__(self) -> None:
-        self.sums: Tensor | None = None  # loss, log p(x|z), then KL (D,)
+        self.sums: Tensor | None = None  # loss, log p(x|z), then KL (D,) or (1,)
         self.images = 0
         self.terms: Terms | None = None  # of an evaluation's last batch
         self.beta = math.nan
@@ -41,7 +41,7 @@ class Meter:
         self.images = 0 if value is None else int(value[2])
 
     def kl_per_latent(self) -> Tensor:
-        """(D,), nats per image."""
+        """(D,), nats per image; (1,) where the prior or the posterior ties the latents together."""
         assert self.sums is not None
         return (self.sums[2:] / self.images).cpu()
 

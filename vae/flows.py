@@ -1,0 +1,112 @@
+"""Invertible maps of R^D with the log of their Jacobian's determinant: (..., D) -> (..., D), (...)."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def in_type_of(z: Tensor, out: Tensor) -> Tensor:
+    """A net's output as precise as z: under bf16-mixed, the determinants of many layers would be off by nats."""
+    return out.to(z.dtype)
+
+
+class Chain(nn.ModuleList):
+    """Layer after layer; the latents change their order in between, so that each is moved in its turn."""
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        super().__init__(layers)
+
+    def forward(self, u: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        total = u.new_zeros(u.shape[:-1])
+        for layer in self:
+            u, log_det = layer(u.flip(-1), *context)
+            total = total + log_det
+        return u, total
+
+    def inverse(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        total = z.new_zeros(z.shape[:-1])
+        for layer in reversed(self):
+            z, log_det = layer.inverse(z, *context)  # type: ignore[operator]
+            z, total = z.flip(-1), total + log_det
+        return z, total
+
+
+class Coupling(nn.Module):
+    """The second half of u is scaled and shifted by what a net makes of the first (Dinh et al. 2017, eq. 7 and 8).
+
+    The log of the scale lies within -2 and 2, so that no layer can blow up. It starts as the identity.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.kept, self.moved = dim // 2, dim - dim // 2
+        out = nn.Linear(hidden, 2 * self.moved)
+        nn.init.zeros_(out.weight)
+        nn.init.zeros_(out.bias)
+        self.net = nn.Sequential(nn.Linear(self.kept, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), out)
+
+    def _scale_and_shift(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        raw, shift = in_type_of(kept, self.net(kept)).chunk(2, dim=-1)
+        return 2 * torch.tanh(raw / 2), shift
+
+    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        kept, moved = u.split([self.kept, self.moved], dim=-1)
+        log_scale, shift = self._scale_and_shift(kept)
+        return torch.cat([kept, moved * log_scale.exp() + shift], -1), log_scale.sum(-1)
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        kept, moved = z.split([self.kept, self.moved], dim=-1)
+        log_scale, shift = self._scale_and_shift(kept)
+        return torch.cat([kept, (moved - shift) * (-log_scale).exp()], -1), -log_scale.sum(-1)
+
+
+class MaskedLinear(nn.Linear):
+    """A linear layer of which `mask` (out, in) leaves some weights."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__(mask.shape[1], mask.shape[0])
+        self.register_buffer("mask", mask.to(self.weight.dtype), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.mask, self.bias)
+
+
+class Autoregressive(nn.Module):
+    """z_i = s_i u_i + (1 - s_i) m_i, where s and m see u_1 ... u_(i-1) and a context (Kingma et al. 2016, eq. 13, 14).
+
+    The gate s starts near 0.9. The inverse finds one latent after the other, in D passes.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        place = torch.arange(dim)  # of each latent in the order
+        degree = torch.arange(hidden) % (dim - 1)  # the last place that a hidden unit sees (Germain et al. 2015)
+        self.context = nn.Linear(hidden, hidden)
+        self.first = MaskedLinear(degree[:, None] >= place[None])
+        self.second = MaskedLinear(degree[:, None] >= degree[None])
+        self.out = MaskedLinear((place[:, None] > degree[None]).repeat(2, 1))
+        nn.init.normal_(self.out.weight, std=1e-3)
+        nn.init.zeros_(self.out.bias)
+
+    def _gate_and_mean(self, u: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """log s and m, (..., D) each, for u (..., B, D) and context (B, hidden)."""
+        h = F.elu(self.first(u) + self.context(context))
+        raw, mean = in_type_of(u, self.out(F.elu(self.second(h)))).chunk(2, dim=-1)
+        return F.logsigmoid(raw + 2), mean
+
+    def forward(self, u: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        log_gate, mean = self._gate_and_mean(u, context)
+        gate = log_gate.exp()
+        return gate * u + (1 - gate) * mean, log_gate.sum(-1)
+
+    def inverse(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        u = torch.zeros_like(z)
+        for _ in range(z.shape[-1]):  # pass i sets u_i right, from those before it
+            log_gate, mean = self._gate_and_mean(u, context)
+            gate = log_gate.exp()
+            u = (z - (1 - gate) * mean) / gate
+        return u, -log_gate.sum(-1)

@@ -1,0 +1,72 @@
+"""q(z|x): what the encoder puts out -> a distribution over z, batch shape (B, D) or batch (B,) and event (D,).
+
+A posterior says how many numbers (`features`) it takes from the encoder. Of its distribution the project asks
+`rsample((K,))` -> z (K, B, D), `log_prob(z)` in nats as in `vae/priors.py`, and `mean` (B, D).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from vae.distributions import Flowed, FullNormal, Normal, paired_noise
+from vae.flows import Autoregressive, Chain
+
+
+class Posterior(nn.Module):
+    """The base of all posteriors; the VAE hands in `latent_dim` D."""
+
+    def __init__(self, latent_dim: int, features: int) -> None:
+        super().__init__()
+        self.latent_dim, self.features = latent_dim, features
+
+    def forward(self, params: Tensor) -> Distribution:
+        raise TypeError(f"{type(self).__name__} is the base of the posteriors: choose one of them")
+
+
+class Diagonal(Posterior):
+    """N(mu, diag(sigma^2)); the encoder gives mu and log sigma^2 (Kingma and Welling 2014)."""
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(latent_dim, 2 * latent_dim)
+
+    def forward(self, params: Tensor) -> Normal:
+        mu, log_var = params.chunk(2, dim=-1)  # (B, D), (B, D)
+        return Normal(mu, (0.5 * log_var).exp())
+
+
+class Full(Posterior):
+    """N(mu, L L'), L lower triangular; the encoder gives mu, the log of L's squared diagonal, and what is below it."""
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(latent_dim, 2 * latent_dim + latent_dim * (latent_dim - 1) // 2)
+
+    def forward(self, params: Tensor) -> FullNormal:
+        d = self.latent_dim
+        mu, log_var, below = params.split([d, d, self.features - 2 * d], dim=-1)
+        rows, columns = torch.tril_indices(d, d, -1, device=params.device)
+        scale = torch.diag_embed((0.5 * log_var).exp())
+        scale = scale.index_put((torch.arange(len(params), device=params.device)[:, None], rows, columns), below)
+        return FullNormal(mu, scale)
+
+
+class IAF(Posterior):
+    """A diagonal Gaussian pushed through `layers` inverse autoregressive flows (Kingma et al. 2016, eq. 10 to 14).
+
+    Beside mu and log sigma^2 the encoder gives a context of `hidden` numbers, which every flow's net of `hidden` units
+    sees. Densities of its own draws cost nothing more; those of other z take D passes.
+    """
+
+    noise: Tensor
+
+    def __init__(self, latent_dim: int, layers: int = 2, hidden: int = 100) -> None:
+        if latent_dim < 2:
+            raise ValueError(f"latent_dim={latent_dim}: an autoregressive flow needs at least 2")
+        super().__init__(latent_dim, 2 * latent_dim + hidden)
+        self.flow = Chain(Autoregressive(latent_dim, hidden) for _ in range(layers))
+        self.register_buffer("noise", paired_noise(latent_dim), persistent=False)
+
+    def forward(self, params: Tensor) -> Flowed:
+        d = self.latent_dim
+        mu, log_var, context = params.split([d, d, self.features - 2 * d], dim=-1)
+        base = Normal(mu, (0.5 * log_var).exp())
+        return Flowed(base, lambda u: self.flow(u, context), lambda z: self.flow.inverse(z, context), self.noise)

@@ -1,0 +1,119 @@
+"""p(z): what turns a VAE into a generator, learned or not.
+
+A prior is a module; called with the encoder x (N, C, H, W) -> q(z|x), it returns a distribution over z. Of that
+distribution the project asks `sample(shape)` and `log_prob(z)` for z (..., D), in nats: of shape (..., D) where the
+latents are independent (event shape ()), else (...) (event shape (D,)). `distributions.log_density` takes either.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from vae.data.batches import as_floats
+from vae.distributions import Flowed, FullNormal, Mixture, Normal, paired_noise
+from vae.errors import InputError
+from vae.flows import Chain, Coupling
+from vae.networks import Shape
+
+Encode = Callable[[Tensor], Distribution]
+
+
+class Prior(nn.Module):
+    """The base of all priors; the VAE hands in `latent_dim` D and `image_shape` (C, H, W)."""
+
+    def __init__(self, latent_dim: int, image_shape: Shape) -> None:
+        super().__init__()
+        self.noise_per_draw = latent_dim  # standard normal numbers that one draw is made of
+
+    def forward(self, encode: Encode) -> Distribution:
+        raise TypeError(f"{type(self).__name__} is the base of the priors: choose one of them")
+
+    def start_at(self, images: Tensor, seed: int) -> None:
+        """Where parameters start from training images (N, C, H, W), uint8; raises InputError if they do not do."""
+
+
+class Standard(Prior):
+    """N(0, I) (Kingma and Welling 2014)."""
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, latent_dim: int, image_shape: Shape) -> None:
+        super().__init__(latent_dim, image_shape)
+        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
+        self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
+
+    def forward(self, encode: Encode) -> Normal:
+        return Normal(self.loc, self.scale)
+
+
+class GaussianMixture(Prior):
+    """A mixture of `components` Gaussians with diagonal covariances; weights, means and variances are learned."""
+
+    def __init__(self, latent_dim: int, image_shape: Shape, components: int = 10) -> None:
+        super().__init__(latent_dim, image_shape)
+        self.noise_per_draw = latent_dim + 1  # one number chooses the component
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.loc = nn.Parameter(0.5 * torch.randn(components, latent_dim))  # equal means would stay equal
+        self.log_scale = nn.Parameter(torch.zeros(components, latent_dim))
+
+    def forward(self, encode: Encode) -> Mixture:
+        return Mixture(self.logits, Normal(self.loc, self.log_scale.exp()))
+
+
+class Vamp(Prior):
+    """VampPrior: the mean of the posteriors of `inputs` learned images (Tomczak and Welling 2018, eq. 9).
+
+    The pseudo-inputs start as training images. They stay in [0, 1] as sigmoids of free parameters.
+    """
+
+    logits: Tensor
+
+    def __init__(self, latent_dim: int, image_shape: Shape, inputs: int = 500) -> None:
+        super().__init__(latent_dim, image_shape)
+        self.noise_per_draw = latent_dim + 1
+        self.pixels = nn.Parameter(torch.randn(inputs, *image_shape))
+        self.register_buffer("logits", torch.zeros(inputs), persistent=False)  # equal weights
+
+    def forward(self, encode: Encode) -> Mixture:
+        posteriors = encode(self.pixels.sigmoid())
+        if not isinstance(posteriors, Normal | FullNormal):
+            raise TypeError(f"VampPrior of {type(posteriors).__name__}: a mixture of Gaussian posteriors only")
+        return Mixture(self.logits, posteriors)
+
+    @torch.no_grad()
+    def start_at(self, images: Tensor, seed: int) -> None:
+        inputs = len(self.pixels)
+        if inputs > len(images):
+            raise InputError(
+                f"prior.inputs={inputs}: more pseudo-inputs than the {len(images)} training images that they start as; "
+                f"take prior.inputs={len(images)} or fewer"
+            )
+        rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:inputs]
+        # at 0 or 1 a sigmoid has no slope left
+        self.pixels.copy_(as_floats(images[rows].cpu()).clamp(0.05, 0.95).logit())
+
+
+class Flow(Prior):
+    """N(0, I) pushed through `layers` affine couplings with nets of `hidden` units (RealNVP, Dinh et al. 2017, eq. 7).
+
+    It starts as the standard prior.
+    """
+
+    noise: Tensor
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, latent_dim: int, image_shape: Shape, layers: int = 6, hidden: int = 100) -> None:
+        super().__init__(latent_dim, image_shape)
+        if latent_dim < 2:
+            raise ValueError(f"latent_dim={latent_dim}: a coupling needs at least 2")
+        self.flow = Chain(Coupling(latent_dim, hidden) for _ in range(layers))
+        self.register_buffer("noise", paired_noise(latent_dim), persistent=False)
+        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
+        self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
+
+    def forward(self, encode: Encode) -> Flowed:
+        return Flowed(Normal(self.loc, self.scale), self.flow.forward, self.flow.inverse, self.noise)
