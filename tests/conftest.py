@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import browser  # noqa: F401 (a fixture)
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browser import open_browser, requests
+from browser import frame, requests, wait
 from conftest import SHORT, process
 from torch import nn
 
@@ -107,13 +107,6 @@ def test_arrays_are_packed_the_same_way_every_time() -> None:
 # ---- the browser
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    driver = open_browser(tmp_path_factory.mktemp("profile"))
-    yield driver
-    driver.quit()
-
-
 @pytest.fixture
 def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Opens the page of a model and waits for it; at the end no error stands in the console and nothing was asked."""
@@ -130,17 +123,6 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     yield opens
     assert browser.get_log("browser") == []
     assert requests(browser) == []
-
-
-def wait(browser: Any, condition: str) -> None:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(browser, 20).until(lambda driver: driver.execute_script(f"return {condition}"))
-
-
-def frame(browser: Any) -> None:
-    """Until the page has drawn what was asked of it."""
-    browser.execute_async_script("const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(done))")
 
 
 def in_view(browser: Any, name: str) -> Any:

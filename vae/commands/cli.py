@@ -55,6 +55,12 @@ def complete_metric(incomplete: str) -> list[str]:
     return metrics(incomplete)
 
 
+def complete_figure(incomplete: str) -> list[str]:
+    from vae.commands.completion import figures
+
+    return figures(incomplete)
+
+
 RunArgument = Annotated[
     str,
     typer.Argument(
@@ -311,6 +317,32 @@ def manifold(
     manifold(run, latents, steps, x, seed, out, checkpoint=checkpoint, trust=trust, force=force)
 
 
+@app.command(rich_help_panel=RUNS)
+def figure(
+    run: RunArgument,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", autocompletion=complete_figure, show_default="a list of the names"),
+    ] = None,
+    checkpoint: CheckpointOption = Best,
+    trust: TrustOption = None,
+    out: Annotated[
+        str | None, typer.Option(help="A .png, .svg or .pdf picture.", show_default="in RUN/figures")
+    ] = None,
+    force: ForceOption = False,
+) -> None:
+    """Draw one of the figures that a run ends with, or one that is drawn by name only.
+
+    Example: vae figure outputs/mine losses --out losses.svg
+    """
+    from vae.commands.figure import draw, list_
+
+    if name is None:
+        list_()
+    else:
+        draw(run, name, out, checkpoint=checkpoint, trust=trust, force=force)
+
+
 @app.command(rich_help_panel=USE)
 def export(
     run: RunArgument,
@@ -370,6 +402,23 @@ def explore(
     from vae.commands.explore import explore
 
     explore(run, output, images, checkpoint, tuple(trust or ()))
+
+
+@app.command(rich_help_panel=RUNS)
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN|SWEEP", help="A run, or a folder of runs.", show_default=False)],
+    output: OutputPage = Path("page.html"),
+    images: ImagesOption = 1000,
+    checkpoint: CheckpointOption = Checkpoint.best,
+    trust: TrustOption = None,
+) -> None:
+    """Write a run, or a sweep, on one page: results, curves, figures, configuration, and the latent explorer.
+
+    Example: vae report outputs/mine -o page.html
+    """
+    from vae.commands.report import report
+
+    report(run, output, images, checkpoint, tuple(trust or ()))
 
 
 @app.command(rich_help_panel=RUNS)

@@ -1,7 +1,8 @@
-"""What the shell proposes: runs and names of metrics."""
+"""What the shell proposes: runs, names of metrics, names of figures."""
 
 from pathlib import Path
 
+from vae.evaluation.catalogue import FIGURES
 from vae.run.find import HOME, LATEST
 from vae.run.sweep import find_directories, list_runs
 
@@ -18,3 +19,7 @@ def metrics(incomplete: str) -> list[str]:
     records = list_runs(HOME) if Path(HOME).is_dir() else []
     names = {name for record in records for name in record.metrics or {} if name != "provenance"}
     return sorted(name for name in names if name.startswith(incomplete))
+
+
+def figures(incomplete: str) -> list[str]:
+    return [name for name in FIGURES if name.startswith(incomplete)]

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 def explore(path: str, output: Path, images: int, which: str = "best", trust: tuple[str, ...] = ()) -> None:
     """Writes the page with so many test images; with 0 no data set is read."""
-    found = find_run(path)
+    find_run(path)  # answers in a moment, where torch takes seconds
     check_output(output)
     from vae.run.load import load_run
     from vae.run.settings import caption
 
-    run = load_run(found.directory, found.which or which, trust=trust)
+    run = load_run(path, which, trust=trust)
     data = explorer_of(run, images)
-    write_page(output, "explore.html.j2", name=found.directory.name, what=caption(run.settings.plain), explorer=data)
+    write_page(output, "explore.html.j2", name=run.directory.name, what=caption(run.settings.plain), explorer=data)
 
 
 def explorer_of(run: "TrainedRun", images: int) -> dict[str, Any]:

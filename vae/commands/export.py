@@ -58,7 +58,7 @@ def export(path: str, format_: str, out: str | None, **how: Any) -> None:
     vae = run.vae.cpu().eval()
     if format_ == "onnx":
         described = describe_onnx(vae)
-        _write_onnx(vae, folder)
+        write_onnx(vae, folder)
     else:
         halves = {half: sequential(vae, half) for half in HALVES}
         described = describe_layers(vae, halves)
@@ -217,7 +217,7 @@ def describe_onnx(vae: VAE) -> dict[str, Any]:
     }
 
 
-def _write_onnx(vae: VAE, folder: Path) -> None:
+def write_onnx(vae: VAE, folder: Path) -> None:
     try:
         import onnx
         import onnxscript  # noqa: F401  # what torch writes the file by

@@ -33,7 +33,12 @@ def reconstruct(
         "average"
     )
     values = {"name": given.names, "squared_error": error, "x": as_floats(given.images), "x_hat": made}
-    write(place or default_out(run, "reconstruct.png"), lambda: pairs(as_floats(given.images), made, text), values)
+    write(
+        place or default_out(run, "reconstruct.png"),
+        lambda: pairs(as_floats(given.images), made, text),
+        values,
+        "Images over their reconstructions",
+    )
 
 
 def pairs(x: Tensor, x_hat: Tensor, text: str) -> Any:
@@ -60,6 +65,7 @@ def encode(path: str, images: list[str] | None, out: str | None, **how: Any) -> 
         place or default_out(run, "encode.png"),
         lambda: figures.latents(found["mean"], classes, text, names),
         {"name": given.names, **labels, **found},
+        "Scatter plot of posterior means",
     )
 
 
@@ -88,7 +94,12 @@ def score(
     values = {"name": [given.names[row] for row in order.tolist()], **labels, "score": found[order]}
     values |= {"error": error[order], "x": as_floats(given.images[order])}
     drawn = as_floats(given.images[shown])
-    write(place or default_out(run, "score.png"), lambda: figures.grid(drawn, min(10, len(shown)), text), values)
+    write(
+        place or default_out(run, "score.png"),
+        lambda: figures.grid(drawn, min(10, len(shown)), text),
+        values,
+        "The most unusual images in order",
+    )
 
 
 def _label(given: Given, row: int) -> str:

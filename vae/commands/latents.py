@@ -9,6 +9,7 @@ from vae.commands.opening import default_out, describe, one_image, open_run
 from vae.commands.output import check_out, write
 from vae.errors import InputError
 from vae.evaluation import draws, figures
+from vae.evaluation.panels import latent_names, prior_quantiles, values_of
 from vae.run.load import TrainedRun
 
 LOW, HIGH = 0.02, 0.98  # quantiles of the prior between which a latent moves
@@ -26,7 +27,12 @@ def interpolate(
     images = draws.decode(run.vae, z.flatten(0, 1), x, seed).unflatten(0, z.shape[:2])
     rows = dict(zip(draws.WAYS, images, strict=True))
     text = f"{describe(run)}; from {names[0]} to {names[1]} in the latent space; x: {x} of p(x|z)"
-    write(place or default_out(run, "interpolate.png"), lambda: figures.samples(rows, text), {"z": z, "x": images})
+    write(
+        place or default_out(run, "interpolate.png"),
+        lambda: figures.samples(rows, text),
+        {"z": z, "x": images},
+        "Two rows of images that go from one to another through the latent space",
+    )
 
 
 def ends(run: TrainedRun, between: tuple[str, str] | None, seed: int) -> tuple[Tensor, tuple[str, str]]:
@@ -42,7 +48,7 @@ def traverse(path: str, image: str | None, steps: int, x: str, seed: int, out: s
     place = check_out(out, how.pop("force"))
     run = open_run(path, **how)
     at = torch.linspace(LOW, HIGH, steps)
-    quantiles = draws.prior_quantiles(run.vae, at)  # (steps, D)
+    quantiles = prior_quantiles(run.vae, at)  # (steps, D)
     start, name = start_of(run, image)
     order, left_out = moving(run)
     z = start.expand(len(order), steps, -1).clone()
@@ -53,9 +59,14 @@ def traverse(path: str, image: str | None, steps: int, x: str, seed: int, out: s
         f"{describe(run)}; each row moves one latent through the prior's quantiles {LOW:.0%} to {HIGH:.0%}, the most "
         f"used first{left_out}, from {name}; x: {x} of p(x|z)"
     )
-    labels = [f"z{latent}" for latent in order]
+    levels = [f"{100 * level:.0f} %" for level in at.tolist()]
     values = {"latent": order, "z": z, "x": images.unflatten(0, z.shape[:2])}
-    write(place or default_out(run, "traverse.png"), lambda: figures.grid(images, steps, text, labels), values)
+    write(
+        place or default_out(run, "traverse.png"),
+        lambda: figures.grid(images, steps, text, latent_names(order), levels),
+        values,
+        "Rows of images, in each of which one latent moves",
+    )
 
 
 def moving(run: TrainedRun) -> tuple[list[int], str]:
@@ -70,7 +81,7 @@ def moving(run: TrainedRun) -> tuple[list[int], str]:
 def start_of(run: TrainedRun, image: str | None) -> tuple[Tensor, str]:
     """A point (D,): an image's posterior mean, or the middle of the prior."""
     if image is None:
-        return draws.prior_quantiles(run.vae, torch.tensor([0.5]))[0], "the prior's median"
+        return prior_quantiles(run.vae, torch.tensor([0.5]))[0], "the prior's median"
     pixels, name = one_image(run, image)
     return torch.from_numpy(draws.encode(run.vae, pixels)["mean"])[0], f"{name} (posterior mean)"
 
@@ -82,7 +93,7 @@ def manifold(
     run = open_run(path, **how)
     first, second = pair(run, latents)
     at = torch.linspace(LOW, HIGH, steps)
-    quantiles = draws.prior_quantiles(run.vae, at)  # (steps, D)
+    quantiles = prior_quantiles(run.vae, at)  # (steps, D)
     z = start_of(run, None)[0].expand(steps, steps, -1).clone()
     z[:, :, first] = quantiles[:, first]
     z[:, :, second] = quantiles[:, second].flip(0).unsqueeze(1)  # upwards
@@ -93,7 +104,13 @@ def manifold(
         f"{LOW:.0%} to {HIGH:.0%}{others}; x: {x} of p(x|z)"
     )
     values = {"z": z, "x": images.unflatten(0, z.shape[:2])}
-    write(place or default_out(run, "manifold.png"), lambda: figures.grid(images, steps, text), values)
+    across, up = values_of(quantiles[:, first]), values_of(quantiles[:, second].flip(0))
+    write(
+        place or default_out(run, "manifold.png"),
+        lambda: figures.grid(images, steps, text, up, across, *latent_names([first, second])),
+        values,
+        "Images on the plane of two latents",
+    )
 
 
 def pair(run: TrainedRun, latents: tuple[int, int] | None) -> tuple[int, int]:

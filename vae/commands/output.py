@@ -27,11 +27,14 @@ def check_out(out: str | None, force: bool, kinds: tuple[str, ...] = PICTURES + 
     return path
 
 
-def write(path: Path, draw: Callable[[], "Figure"], values: Mapping[str, Any]) -> None:
-    """The picture, or `values` (arrays over the same first axis) as npz or csv, and a line that says where."""
+def write(path: Path, draw: Callable[[], "Figure"], values: Mapping[str, Any], shows: str = "") -> None:
+    """The picture, or `values` (arrays over the same first axis) as npz or csv, and a line that says where.
+
+    `shows` opens the picture's alternative text.
+    """
     try:
         if path.suffix.lower() in PICTURES:
-            _write_picture(path, draw())
+            _write_picture(path, draw(), shows)
         elif path.suffix.lower() == ".npz":
             _write_npz(path, values)
         else:
@@ -41,9 +44,12 @@ def write(path: Path, draw: Callable[[], "Figure"], values: Mapping[str, Any]) -
     print(path)
 
 
-def _write_picture(path: Path, figure: "Figure") -> None:
-    with whole_file(path) as file:
-        figure.savefig(file, format=path.suffix[1:].lower(), dpi=figure.dpi)
+def _write_picture(path: Path, figure: "Figure", shows: str) -> None:
+    from vae.evaluation import figures
+
+    if shows:
+        figures.describe(figure, shows)
+    figures.write_figure(figure, path)
 
 
 def _write_npz(path: Path, values: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from vae.commands.output import check_out, write
 from vae.evaluation import draws, figures
 from vae.run.load import TrainedRun
 
+SHOWS = "A grid of generated images"
 ORIGINS = {"prior": "z from the prior", "posterior": "z from a Gaussian mixture fitted to the aggregate posterior"}
 
 
@@ -22,7 +23,9 @@ def sample(
     warmth = "" if temperature == 1 else f" at temperature {temperature:g}"
     text = f"{describe(run)}; {count} samples; {ORIGINS[origin]}{warmth}; x: {x} of p(x|z); seed {seed}"
     values = {"z": z.numpy(), "x": images.numpy()}
-    write(place or default_out(run, "sample.png"), lambda: figures.grid(images, draws.square(count), text), values)
+    write(
+        place or default_out(run, "sample.png"), lambda: figures.grid(images, draws.square(count), text), values, SHOWS
+    )
 
 
 def latents(run: TrainedRun, count: int, seed: int, temperature: float, origin: str) -> Tensor:

@@ -114,17 +114,6 @@ def encode(vae: VAE, images: Tensor) -> dict[str, np.ndarray]:
     return found | ({"stddev": torch.cat(spreads).numpy()} if spreads else {})
 
 
-@torch.inference_mode()
-def prior_quantiles(vae: VAE, at: Tensor, seed: int = 0) -> Tensor:
-    """(n, D), those of each latent by itself at the probabilities `at` (n,); of 10,000 draws without a closed form."""
-    try:
-        if not vae.prior.event_shape:
-            return vae.prior.icdf(at.unsqueeze(1).to(vae.prior_loc)).cpu().float()
-    except NotImplementedError:
-        pass
-    return prior_latents(vae, 10_000, seed).quantile(at, 0)
-
-
 def use_of_latents(vae: VAE, seed: int = 0) -> Tensor:
     """(D,): how much the posterior mean of each latent moves over the model's own samples. Takes no data."""
     images = decode(vae, prior_latents(vae, 1000, seed))

@@ -1,0 +1,276 @@
+"""`vae report`: the page of a run and of a sweep, their words without a browser and their behaviour in one."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import frame, requests, serious_faults, wait
+from conftest import SHORT, process
+
+from vae.commands import report_sweep
+from vae.commands.meanings import meaning
+from vae.commands.report import charts, report
+from vae.errors import InputError
+from vae.run.compare import Row, Table
+from vae.run.sweep import RunRecord
+
+NAME = "a <script>alert(1)</script> run"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose name and log carry a script; a slash in a name would be a folder."""
+    directory = tmp_path_factory.mktemp("runs") / "run"
+    ended = process(*SHORT, "trainer.max_epochs=2", "threads=1", f"run_dir={directory}")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    with open(directory / "train.log", "a") as log:
+        log.write("2026-01-01 00:00:00,000 WARNING <script>alert(2)</script>\n")
+    return directory.rename(directory.with_name(NAME.replace("/", "")))
+
+
+@pytest.fixture(scope="module")
+def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pages") / "run.html"
+    report(str(run), path, 25)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sweep_page(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a copy with one run whose key holds a script, and one that has not ended."""
+    copy = tmp_path_factory.mktemp("sweeps") / "<script>alert(3)"
+    shutil.copytree(sweep, copy)
+    runs = sorted(path.parent for path in copy.rglob("metrics.json"))
+    (runs[0] / "metrics.json").unlink()
+    config = runs[1] / "config.yaml"
+    config.write_text(re.sub(r"^  root: .*$", "  root: <script>alert(4)</script>", config.read_text(), flags=re.M))
+    path = tmp_path_factory.mktemp("pages") / "sweep.html"
+    report(str(copy), path, 0)
+    return path
+
+
+class Cells(HTMLParser):
+    """The rows of a page's tables, and the alternative texts of its pictures."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.alts: list[str] = []
+        self.inside = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "tr":
+            self.rows.append([])
+        if tag == "img":
+            self.alts.append(dict(attrs)["alt"] or "")
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.inside = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.rows[-1][-1] += data
+
+
+def rows_of(page: Path) -> dict[str, list[str]]:
+    return {row[0].strip(): row[1:] for row in Cells(page.read_text()).rows if row}
+
+
+def test_the_page_says_what_metrics_json_says(page: Path, run: Path) -> None:
+    metrics, rows = json.loads((run / "metrics.json").read_text()), rows_of(page)
+    dev, test, unit, _ = rows["reconstruction"]
+    assert float(dev.split(" ± ")[0]) == pytest.approx(metrics["dev/reconstruction"], rel=1e-2)
+    assert float(test.split(" ± ")[0]) == pytest.approx(metrics["test/reconstruction"], rel=1e-2)
+    assert unit == "squared error per image"
+    assert rows["this run"] == [rows["loss"][0], rows["reconstruction"][0]]
+    assert float(rows["mean image"][1]) > float(rows["PCA 2"][1]) > float(rows["PCA 4"][1]) > 0
+    assert rows["dropout"][:2] == ["0.3", "0.3"]
+    assert rows["git_commit"] == [str(metrics["provenance"]["git_commit"])]
+
+
+def test_keys_that_differ_are_marked(page: Path) -> None:
+    text = page.read_text()
+    marked = set(re.findall(r'<tr class="marked"><th scope="row"><code>([\w.]+)</code>', text))
+    assert {"latent_dim", "model.encoder.hidden", "trainer.max_epochs", "data.name"} <= marked
+    assert not marked & {"run_dir", "seed", "dropout", "objective.samples", "threads"}
+
+
+def test_every_picture_has_words(page: Path, run: Path) -> None:
+    alts = Cells(page.read_text()).alts
+    assert len(alts) == len(list((run / "figures").glob("*.png"))) > 3
+    assert all(len(alt) > 10 for alt in alts)
+
+
+def test_a_script_in_a_name_or_log_is_text(page: Path, sweep_page: Path) -> None:
+    for path in (page, sweep_page):
+        assert not re.search(r"<script>alert", path.read_text())
+    assert "&lt;script&gt;alert(2)" in page.read_text()
+
+
+def test_the_charts_are_the_history(page: Path) -> None:
+    found = [json.loads(unescape(data)) for data in re.findall(r'data-chart="([^"]*)"', page.read_text())]
+    loss = next(chart for chart in found if chart["title"] == "Loss")
+    assert [one["name"] for one in loss["series"]] == ["train/loss", "train_eval/loss", "dev/loss"]
+    assert loss["series"][2]["x"] == [1, 2]
+    assert float(rows_of(page)["loss"][0].split(" ± ")[0]) == pytest.approx(min(loss["series"][2]["y"]), rel=1e-2)
+
+
+def test_constant_curves_are_left_out() -> None:
+    rows = [{"epoch": e, "step": e, "dev/loss": 3.0 - e, "train/beta": 1.0, "lr": 0.1} for e in (1, 2)]
+    assert [chart["title"] for chart in charts(rows)] == ["Loss"]
+
+
+def test_an_unfinished_run_says_so(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "half"
+    shutil.copytree(run, copy)
+    (copy / "metrics.json").unlink()
+    (copy / "checkpoints" / "last.ckpt").unlink()
+    report(str(copy), tmp_path / "half.html", 0)
+    text = (tmp_path / "half.html").read_text()
+    assert "The run is unfinished: epoch 2 of 2." in text
+    assert "No data set was read" in text
+    assert 'id="results"' not in text
+
+
+def test_the_sweep_s_page_holds_the_table_of_vae_compare(sweep_page: Path, sweep: Path) -> None:
+    rows = Cells(sweep_page.read_text()).rows
+    head = next(row for row in rows if "seeds" in row)
+    assert head[:4] == ["latent_dim", "model", "seeds", "dev/loss"]
+    shown = [row for row in rows if row and row[0] in ("2", "3")]
+    assert len({tuple(row[:2]) for row in shown}) == len(shown) == 3
+    assert {row[1] for row in shown} == {"mlp", "conv"}
+    assert "Not in the tables:" in sweep_page.read_text()
+
+
+def test_the_best_run_is_the_one_with_the_lowest_loss_or_the_highest_elbo() -> None:
+    runs = [
+        RunRecord(Path(str(n)), {}, {"dev/loss": n, "dev/elbo": n, "dev/neg_elbo": n}, "finished") for n in (2, 1, 3)
+    ]
+    row = Row({"k": "v"}, dict(enumerate(runs)))
+    table = Table(["dev/loss"], {}, [row], row)
+    for metric, best in {"dev/loss": "1", "dev/elbo": "3", "dev/neg_elbo": "1"}.items():
+        assert report_sweep.best_first(table, metric)[0][1].name == best
+
+
+def test_effects_are_means_over_all_other_keys() -> None:
+    runs = {(a, b): RunRecord(Path("r"), {}, {"m": 10 * a + b}, "finished") for a in (1, 2) for b in (3, 5)}
+    rows = [Row({"a": str(a), "b": str(b)}, {0: run}) for (a, b), run in runs.items()]
+    (effect, _), series = report_sweep.effects(rows, ["a", "b"], "m"), ["runs", "mean"]
+    assert [one["name"] for one in effect["series"]] == series
+    assert effect["series"][1] == {"name": "mean", "mode": "lines+markers", "x": ["1", "2"], "y": [14, 24]}
+
+
+def test_a_folder_of_runs_without_a_result_is_refused(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "all" / "one")
+    (tmp_path / "all" / "one" / "metrics.json").unlink()
+    with pytest.raises(InputError, match="none of its 1 runs is finished"):
+        report(str(tmp_path / "all"), tmp_path / "page.html", 0)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_metrics_have_meanings() -> None:
+    for name in ("test/nll", "loss", "samples/frechet_convnet-3dc1e330", "train_eval/loss", "active_units"):
+        assert meaning(name)
+    assert meaning("own/thing") == ""
+
+
+# ---- the browser
+
+
+@pytest.fixture
+def opened(browser: Any) -> Iterator[Callable[[Path], Any]]:
+    def opens(page: Path) -> Any:
+        requests(browser)
+        browser.get(page.as_uri())
+        wait(browser, "window.charts !== undefined")
+        return browser
+
+    yield opens
+    assert browser.get_log("browser") == []
+    assert requests(browser) == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("which", ["page", "sweep_page"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 390])
+def test_axe_finds_nothing_serious_and_nothing_runs_over_the_edge(
+    which: str, scheme: str, width: int, opened: Callable[[Path], Any], request: pytest.FixtureRequest, browser: Any
+) -> None:  # fmt: skip
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    driver = opened(request.getfixturevalue(which))
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+    assert serious_faults(driver) == []
+
+
+@pytest.mark.browser
+def test_charts_are_drawn_and_read_by_keyboard(opened: Callable[[Path], Any], page: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    driver = opened(page)
+    chart = driver.find_element("css selector", ".chart")
+    assert len(chart.find_elements("css selector", ".scatterlayer .trace")) == 3
+    before = driver.execute_script("return arguments[0]._fullLayout.yaxis.range", chart)
+    chart.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
+    said = driver.find_element("css selector", ".chart + [role=status]").text
+    assert re.fullmatch(r"train_eval/loss, epoch 2: [\d.]+", said)
+    chart.send_keys("+")
+    frame(driver)
+    after = driver.execute_script("return arguments[0]._fullLayout.yaxis.range", chart)
+    assert before[0] < after[0] < after[1] < before[1]
+
+
+@pytest.mark.browser
+def test_the_explorer_stands_in_the_page(opened: Callable[[Path], Any], page: Path) -> None:
+    driver = opened(page)
+    wait(driver, "window.explorer !== undefined")
+    assert driver.find_element("tag name", "h1").text == NAME.replace("/", "")
+
+
+@pytest.mark.browser
+def test_it_prints(opened: Callable[[Path], Any], page: Path) -> None:
+    """As PDF: white paper, and every section is there."""
+    import base64
+
+    driver = opened(page)
+    printed = driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
+    assert base64.b64decode(printed["data"]).startswith(b"%PDF")
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    colour = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert colour == "rgb(255, 255, 255)"
+
+
+@pytest.mark.browser
+def test_screenshots_for_the_docs(browser: Any, run: Path, tmp_path: Path) -> None:
+    """Of the run that VAE_SCREENSHOT_RUN names, into VAE_SCREENSHOTS; else of a small one, thrown away."""
+    from PIL import Image
+
+    folder = Path(os.environ.get("VAE_SCREENSHOTS", tmp_path))
+    page = tmp_path / "page.html"
+    report(os.environ.get("VAE_SCREENSHOT_RUN", str(run)), page, 1000)
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.set_window_size(1100, 1000)
+    browser.get(page.as_uri())
+    wait(browser, "window.charts !== undefined && window.explorer !== undefined")
+    for name, selector in {"report_page": "#results", "explorer": "#explorer .panes"}.items():
+        browser.execute_script("document.querySelector(arguments[0]).scrollIntoView()", selector)
+        frame(browser)
+        browser.save_screenshot(str(folder / f"{name}.png"))
+        with Image.open(folder / f"{name}.png") as shown:
+            assert len(shown.convert("L").getcolors()) > 20
+            shown.convert("RGB").quantize(64).save(folder / f"{name}.png", optimize=True)

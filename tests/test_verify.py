@@ -1,0 +1,98 @@
+"""`vae verify` says "same" of a run of this machine, and names the cause of one that was meddled with."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from test_use import trained  # noqa: F401  # a fixture
+from test_vae_command import vae
+
+from vae.data import module
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:  # noqa: F811
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_a_run_of_this_machine_is_the_same(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vae(monkeypatch, "verify", str(copy)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = {line[:15].strip(): line[16:] for line in lines}
+    assert found["first steps"] == "same (5 numbers)"
+    assert found["evaluation"].startswith("same (")
+    assert {found[name][:4] for name in ("configuration", "data", "packages")} == {"same"}
+    assert lines[-1] == "same"
+
+
+def test_a_metric_that_was_edited_is_named(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = json.loads((copy / "metrics.json").read_text())
+    (copy / "metrics.json").write_text(json.dumps(metrics | {"test/kl": metrics["test/kl"] * 0.9}))
+    assert vae(monkeypatch, "verify", str(copy)) == 1
+    line = capsys.readouterr().err.strip()
+    assert line.startswith(
+        "not the same: evaluation (test/kl), configuration, data, packages and machine are the same: "
+    )
+    assert "metrics.json" in line
+    assert "\n" not in line
+
+
+def test_another_seed_is_named(copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = yaml.safe_load((copy / "config.yaml").read_text())
+    (copy / "config.yaml").write_text(yaml.safe_dump(plain | {"seed": 7}))
+    assert vae(monkeypatch, "verify", str(copy)) == 1
+    assert "seed (0 there, 7 now)" in capsys.readouterr().err
+
+
+def test_losses_of_another_seed_are_not_the_same(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The seed was changed in the checkpoint too, so that only the numbers can tell."""
+    plain = yaml.safe_load((copy / "config.yaml").read_text())
+    plain = plain | {"seed": 7, "data": plain["data"] | {"seed": 7}}
+    (copy / "config.yaml").write_text(yaml.safe_dump(plain))
+    for name in ("best", "last"):
+        path = copy / "checkpoints" / f"{name}.ckpt"
+        checkpoint = torch.load(path)
+        checkpoint["vae"]["settings"] = plain
+        torch.save(checkpoint, path)
+    assert vae(monkeypatch, "verify", str(copy)) == 1
+    assert "first steps (step 0" in capsys.readouterr().err
+
+
+def test_changed_data_are_named(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = module._load_digits
+
+    def changed(*arguments: int) -> Any:
+        raw = original(*arguments)
+        raw.train[0][0, 0, 0, 0] ^= 255
+        return raw._replace(md5="0" * 32)
+
+    monkeypatch.setattr(module, "_load_digits", changed)
+    assert vae(monkeypatch, "verify", str(copy)) == 1
+    assert "data: the images in" in capsys.readouterr().err
+
+
+def test_other_packages_are_named_where_the_numbers_differ(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = json.loads((copy / "metrics.json").read_text())
+    metrics["provenance"]["versions"]["torch"] = "1.0"
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    assert vae(monkeypatch, "verify", str(copy)) == 0
+    out = capsys.readouterr().out
+    assert "torch 1.0 there" in out
+    assert out.endswith("same, in spite of these differences\n")
+    (copy / "metrics.json").write_text(json.dumps(metrics | {"dev/loss": 1.0}))
+    assert vae(monkeypatch, "verify", str(copy)) == 1
+    assert "what may have moved it: packages: torch 1.0 there" in capsys.readouterr().err

@@ -1,0 +1,41 @@
+"""`vae figure RUN NAME`: one figure of a run, drawn anew."""
+
+from pathlib import Path
+from typing import Any
+
+from vae.commands.output import PICTURES, check_out, write
+from vae.errors import InputError
+from vae.evaluation.catalogue import FIGURES
+from vae.run.keys import nearest
+
+CLASSIFIED = ("neighbours", "class_histogram")  # of samples that the classifier has seen
+
+
+def list_() -> None:
+    for name, kind in FIGURES.items():
+        print(f"{name:<20} {kind.shows}{'' if kind.at_the_end else ' (by name only)'}")
+
+
+def draw(path: str, name: str, out: str | None, **how: Any) -> None:
+    """Raises InputError for a name that is none, and for a figure that this model does not have."""
+    place = check_out(out, how.pop("force"), PICTURES)
+    if name not in FIGURES:
+        near = nearest(name, FIGURES)
+        hint = near if near.startswith("did") else f"it is one of {', '.join(FIGURES)}"
+        raise InputError(f"{name}: there is no such figure; {hint}")
+    from vae.commands.opening import default_out, open_run
+    from vae.evaluation.estimates import sample_metrics
+    from vae.evaluation.gallery import Subject, draw_figure
+    from vae.run.results import checkpoint_state
+    from vae.run.settings import caption
+    from vae.training.history import History
+
+    run = open_run(path, **how)
+    history, s = History(), run.settings
+    history.load_state_dict(checkpoint_state(run))
+    subject = Subject(run.vae, run.data, history.curve, caption(s.plain), s.seed, run.which)
+    if name in CLASSIFIED and run.data.classes > 1:
+        count = s.evaluation.generated or 1000
+        subject.generated = sample_metrics(run.vae, run.data, Path(s.evaluation.cache_dir), count, s.seed)[1]
+    figure = draw_figure(name, subject)
+    write(place or default_out(run, f"{name}.png"), lambda: figure, {})

@@ -1,0 +1,280 @@
+"""`vae report RUN -o page.html`: a run on one page, for a person who hands it in or reads it."""
+
+import base64
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vae.commands.explore import explorer_of
+from vae.commands.meanings import meaning
+from vae.commands.page import check_output, write_page
+from vae.errors import InputError
+from vae.run.find import find_run, is_run
+from vae.run.keys import CONF, Plain, known_keys, leaves, show
+from vae.run.sweep import find_directories
+
+if TYPE_CHECKING:
+    from vae.run.load import TrainedRun
+
+# Dev loss per image of the student report that the project began with: MNIST, grey levels, squared error.
+REPORT = {"the report's MLP, best of 70 epochs": 35.86, "the report's convolutional encoder": 32.0}
+Chart = dict[str, Any]
+
+
+def report(path: str, output: Path, images: int, which: str = "best", trust: tuple[str, ...] = ()) -> None:
+    """Writes the page of a run, or of the runs below a folder; with no images, no data set is read."""
+    if Path(path).is_dir() and not is_run(Path(path)) and any(find_directories(Path(path))):
+        from vae.commands.report_sweep import report_sweep
+
+        return report_sweep(path, output)
+    find_run(path)  # answers in a moment, where torch takes seconds
+    check_output(output, "plotly")
+    from vae.run.load import load_run
+
+    values = run_values(load_run(path, which, trust=trust), images)
+    write_page(output, "report.html.j2", **values, plotly=packed_plotly())
+
+
+def run_values(run: "TrainedRun", images: int) -> dict[str, Any]:
+    """What the template shows of a run."""
+    metrics = run.metrics or {}
+    explorer, reason = explorer_or_reason(run, images)
+    rows = history_rows(run)
+    return {
+        "name": run.directory.name,
+        "facts": facts(run, metrics),
+        "warnings": warnings(run, metrics, rows, images),
+        "headline": headline(run, metrics),
+        "results": results(metrics),
+        "others": others(run, metrics, images),
+        "charts": charts(rows),
+        "figures": figures_of(run.directory),
+        "keys": keys(run.settings.plain),
+        "provenance": dict(leaves(metrics.get("provenance", {}))),
+        "explorer": explorer,
+        "reason": reason,
+    }
+
+
+def explorer_or_reason(run: "TrainedRun", images: int) -> tuple[dict[str, Any] | None, str]:
+    """The explorer's data, or why this model has none."""
+    from vae.evaluation.explorer import check
+
+    try:
+        check(run.vae)
+    except InputError as error:
+        return None, str(error)
+    return explorer_of(run, images), ""
+
+
+def history_rows(run: "TrainedRun") -> list[dict[str, float]]:
+    from vae.training import checkpoints
+
+    last = run.checkpoint("last")
+    state = checkpoints.load(last if last.exists() else run.checkpoint(run.which))
+    return list(state["callbacks"]["History"]["rows"])
+
+
+def headline(run: "TrainedRun", metrics: Plain) -> str:
+    from vae.run import table
+    from vae.run.settings import monitored
+
+    return table.headline(run, metrics, monitored(run.settings, "dev/elbo" in metrics)[0]) if metrics else ""
+
+
+def facts(run: "TrainedRun", metrics: Plain) -> dict[str, str]:
+    """What was trained, in words."""
+    from vae.run.settings import caption
+
+    plain, parts = run.settings.plain, run.settings.plain["model"]
+    parameters = sum(p.numel() for p in run.vae.parameters())
+    told = {
+        "Data": caption(plain),
+        "Encoder": in_words(parts["encoder"]),
+        "Latents": f"{plain['latent_dim']}, prior {in_words(plain.get('prior', {'_target_': 'N(0, I)'}))}",
+        "Decoder": in_words(parts["decoder"]),
+        "Likelihood": in_words(plain["likelihood"]),
+        "Objective": in_words(plain["objective"]),
+        "Optimizer": in_words(plain["optimizer"]),
+        "Parameters": f"{parameters:,}",
+    }
+    if metrics:
+        told["Training"] = f"{metrics['epochs']} epochs, {metrics['steps']:,} steps, {duration(metrics['seconds'])}"
+        told["Command"] = metrics.get("provenance", {}).get("command", "")
+    return told
+
+
+def in_words(part: Plain) -> str:
+    """A part of the configuration as its class and the keys that it was given."""
+    given = [
+        f"{name}={show(value)}" for name, value in leaves(part) if "_target_" not in name and "_partial_" not in name
+    ]
+    kind = str(part.get("_target_")).rpartition(".")[2]
+    return f"{kind} ({', '.join(given)})" if given else kind
+
+
+def duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.1f} min" if minutes >= 1 else f"{seconds:.0f} s"
+
+
+def warnings(run: "TrainedRun", metrics: Plain, rows: list[dict[str, float]], images: int) -> list[str]:
+    """What a reader must know before the numbers."""
+    from vae.run.sweep import read_record
+    from vae.run.table import COLLAPSED, is_of_the_last
+
+    record = read_record(run.directory)
+    found = []
+    if record.status != "finished":
+        found.append(f"The run is {record.status}{': ' + record.message if record.message else ''}.")
+    if not metrics:
+        found.append("It has no metrics yet: the curves and the explorer are all there is.")
+    elif not metrics["test/active_units"]:
+        found.append(COLLAPSED)
+    if metrics and metrics["best_epoch"] == metrics["epochs"] and not metrics["stopped_early"]:
+        found.append("The best epoch is the last one: longer training may go on improving.")
+    if metrics and is_of_the_last(metrics):
+        found.append("These are the metrics of the last epoch, not of the best.")
+    if not run.vae.likelihood.normalised:
+        found.append("The likelihood is not normalised: this loss compares with no other likelihood's nats.")
+    if str(metrics.get("provenance", {}).get("git_commit", "")).endswith("+changes"):
+        found.append("The code differed from the commit that is named below.")
+    if not images:
+        found.append("No data set was read: there are no baselines and no test images on this page.")
+    return found + logged_warnings(run.directory / "train.log")
+
+
+def logged_warnings(log: Path) -> list[str]:
+    """Warnings and errors of the training log, each once."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    said = [match[1] for line in lines if (match := re.match(r"\S+ \S+ (?:WARNING|ERROR) (.*)", line))]
+    return [f"train.log: {line}" for line in dict.fromkeys(said)]
+
+
+def results(metrics: Plain) -> list[dict[str, str]]:
+    """The metrics of the splits side by side, then all others; each with its unit and what it means."""
+    if not metrics:
+        return []
+    from vae.run.table import table_rows, units, written
+
+    rows = [
+        {
+            "name": n,
+            "dev": written(metrics, f"dev/{n}"),
+            "test": written(metrics, f"test/{n}"),
+            "unit": units(n, metrics),
+        }
+        for n in table_rows(metrics)
+    ]
+    rest = [
+        n for n in metrics if not n.startswith(("dev/", "test/")) and n != "provenance" and not n.endswith("_error")
+    ]
+    rows += [{"name": n, "dev": "", "test": "", "all": written(metrics, n), "unit": ""} for n in rest]
+    return [row | {"meaning": meaning(row["name"])} for row in rows]
+
+
+def others(run: "TrainedRun", metrics: Plain, images: int) -> list[tuple[str, str, str]]:
+    """(model, dev loss, dev reconstruction) of this run, the report and trivial models, where they compare."""
+    from vae.evaluation.baselines import baselines
+    from vae.likelihoods import SquaredErrorHead
+
+    if not metrics or not isinstance(run.vae.likelihood, SquaredErrorHead):
+        return []
+    from vae.run.table import written
+
+    rows = [("this run", written(metrics, "dev/loss"), written(metrics, "dev/reconstruction"))]
+    data = run.settings.plain["data"]
+    if data.get("name") == "mnist" and data.get("binarize", "none") == "none":
+        rows += [(name, f"{loss:.2f}", "") for name, loss in REPORT.items()]
+    if images:
+        rows += [(name, "", f"{error:.2f}") for name, error in baselines(run.vae, run.data).items()]
+    return rows
+
+
+# title, unit of the vertical axis, metrics
+CHARTS = (
+    ("Loss", "per image", ("train/loss", "train_eval/loss", "dev/loss")),
+    ("Reconstruction", "per image", ("train/reconstruction", "dev/reconstruction")),
+    ("KL", "nats per image", ("train/kl", "dev/kl")),
+    ("ELBO", "nats per image", ("train/elbo", "dev/elbo")),
+    ("Active units", "latents", ("dev/active_units",)),
+    ("Decoder's mean sigma", "grey scale 0 to 1", ("dev/sigma",)),
+    ("Beta", "weight of the KL", ("train/beta",)),
+    ("Learning rate", "", ("lr",)),
+    ("Gradient norm", "", ("train/grad_norm",)),
+)
+
+
+def charts(rows: list[dict[str, float]]) -> list[Chart]:
+    """The curves that the run has; what is constant over the epochs is left out."""
+    drawn = []
+    for title, unit, names in CHARTS:
+        series = [curve(rows, name) for name in names if any(name in row for row in rows)]
+        if any(len(set(one["y"])) > 1 for one in series) or (series and len(rows) == 1 and title == "Loss"):
+            drawn.append({"title": title, "x": "epoch", "y": unit, "series": series})
+    return drawn
+
+
+def curve(rows: list[dict[str, float]], name: str) -> dict[str, Any]:
+    there = [row for row in rows if name in row]
+    return {"name": name, "x": [int(row["epoch"]) for row in there], "y": [float(f"{row[name]:.6g}") for row in there]}
+
+
+def figures_of(directory: Path) -> list[dict[str, str]]:
+    """The run's pictures as data, with the words that each file holds about itself."""
+    return [picture(path) for path in sorted((directory / "figures").glob("*.png"), key=figure_order)]
+
+
+FIRST = ("reconstructions", "samples", "losses", "latents", "kl_per_latent")
+
+
+def figure_order(path: Path) -> tuple[int, str]:
+    return (FIRST.index(path.stem) if path.stem in FIRST else len(FIRST)), path.stem
+
+
+def picture(path: Path) -> dict[str, str]:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        said = str(image.info.get("Description", ""))
+    name = path.stem.replace("_", " ")
+    content = base64.b64encode(path.read_bytes()).decode()
+    return {"name": name, "alt": said or f"Figure: {name}", "caption": said.partition(". ")[0], "png": content}
+
+
+def keys(plain: Plain) -> list[dict[str, Any]]:
+    """Every key of the run, its default, its meaning, and whether it differs."""
+    from vae.run.directory import NOT_IDENTITY
+
+    default, known = dict(leaves(default_settings())), known_keys()
+    return [
+        {
+            "name": name,
+            "value": show(value),
+            "default": show(default[name]) if name in default else "absent",
+            "meaning": known[name].meaning if name in known else "",
+            "differs": name not in NOT_IDENTITY and value != default.get(name, value is None),
+        }
+        for name, value in leaves(plain)
+    ]
+
+
+def default_settings() -> Plain:
+    """The configuration of `python train.py` without arguments."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.utils import setup_globals
+
+    from vae.run.settings import resolve
+
+    setup_globals()  # the resolver of dates in run_dir
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return resolve(compose("config"))
+
+
+def packed_plotly() -> str:
+    """plotly.js, which the page unpacks: 1.9 MB instead of 4.8 MB."""
+    import gzip
+
+    from plotly.offline import get_plotlyjs
+
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
