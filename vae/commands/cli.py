@@ -165,6 +165,7 @@ def sample(
     seed: SeedOption = 0,
     temperature: Annotated[float, typer.Option(min=0, help="Below 1: nearer to the mean of z.")] = 1.0,
     origin: Annotated[Origin, typer.Option("--from", help="Where z comes from.")] = Origin.prior,
+    label: Annotated[int | None, typer.Option(help="The class of all images, for a conditional model.")] = None,
     checkpoint: CheckpointOption = Best,
     trust: TrustOption = None,
     out: OutOption = None,
@@ -177,7 +178,7 @@ def sample(
     from vae.commands.sample import sample
 
     how = {"checkpoint": checkpoint, "trust": trust, "force": force}
-    sample(run, count, x, seed, temperature, origin, out, **how)
+    sample(run, count, x, seed, temperature, origin, out, label, **how)
 
 
 @app.command(rich_help_panel=USE)

@@ -18,7 +18,7 @@ def main(overrides: list[str], output: str) -> None:
     from vae.run.build import build_data, build_vae
 
     data = build_data(checked)
-    vae = build_vae(checked, data.image_shape)
+    vae = build_vae(checked, data.image_shape, data.classes)
     for title, (start, end, layers) in architecture(vae).items():
         print(f"{title}: {start} -> {end}")
         for layer in layers:

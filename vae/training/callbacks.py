@@ -61,12 +61,12 @@ class Pictures(Callback):
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, writer: "SummaryWriter") -> None:
         assert isinstance(pl_module, LitVAE)
-        x, _ = example_images(trainer.datamodule)  # type: ignore[attr-defined]  # Lightning sets it
+        x, labels = example_images(trainer.datamodule)  # type: ignore[attr-defined]  # Lightning sets it
         caption = f"{self.caption}; epoch {trainer.current_epoch + 1}"
         vae, training = pl_module.vae, pl_module.vae.training
         vae.eval()
         drawn = {
-            "reconstructions": reconstruction_figure(vae, x, f"{caption}; dev"),
+            "reconstructions": reconstruction_figure(vae, x, labels, f"{caption}; dev"),
             "prior samples": prior_figure(vae, self.seed, caption),
         }
         vae.train(training)
