@@ -7,24 +7,25 @@ import hydra
 from omegaconf import DictConfig
 
 from vae.run import command, settings
+from vae.run.directory import Run
+from vae.run.jobs import directory_of
 from vae.run.keys import CONF
+from vae.run.table import show_result
 
 
 def train(cfg: DictConfig) -> float:
     """One run, begun or continued, to its result: the best epoch's monitored metric."""
     checked = settings.check(cfg)
-    # torch and lightning take seconds to import, which a mistyped key need not wait for
-    from vae.run.build import build_data, build_model
-    from vae.run.directory import Run
-    from vae.run.process import directory_of
-    from vae.run.results import evaluate_and_write
-    from vae.run.table import print_results
-    from vae.run.trainer import prepared_trainer
-
-    run = Run(directory_of(cfg), checked)
+    run = Run(directory_of(cfg, checked), checked)
     run.check()
     if run.is_finished:
-        return print_results(run)
+        return show_result(run)
+    # torch and lightning take seconds to import, which neither a mistyped key nor a finished run need wait for
+    command.import_torch_and_lightning()
+    from vae.run.build import build_data, build_model
+    from vae.run.results import evaluate_and_write
+    from vae.run.trainer import prepared_trainer
+
     data = build_data(checked)
     lit = build_model(checked, data)  # its training_step calls the objective: training/lit.py, then objectives.py
     with run.open(cfg), prepared_trainer(run, lit, data) as (trainer, history):

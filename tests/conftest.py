@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 SMALL = ("data=digits", "dropout=0.3", "latent_dim=2", "model.encoder.hidden=[5]", "model.decoder.hidden=[4]")
 SHORT = (*SMALL, "evaluation=none", "trainer.max_epochs=1", "trainer.limit_train_batches=2")
 SWEEP = ("latent_dim=2,3", "model=mlp,conv", "data=digits", "trainer.max_epochs=1", "evaluation=none")
+RUNS = [f"latent_dim={latents},model={model}" for latents in (2, 3) for model in ("mlp", "conv")]  # its folders
 
 torch.set_num_threads(1)  # tensors are tiny here: a second thread would wait for the first, busily
 
@@ -99,9 +100,15 @@ def process(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[st
 
 @pytest.fixture(scope="session")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real `python train.py -m`: four runs of an epoch, in 0 to 3; tests change copies of them only."""
+    """A real `python train.py -m`: four runs of an epoch, in RUNS; tests change copies of them only."""
     directory = tmp_path_factory.mktemp("sweep") / "all"
-    small = ("model.encoder.hidden=[5]", "model.decoder.hidden=[4]", "likelihood=gaussian", "threads=1")
+    small = (
+        "model.encoder.hidden=[5]",
+        "model.decoder.hidden=[4]",
+        "likelihood=gaussian",
+        "threads=1",
+        "evaluation.figures=true",
+    )
     ended = process("-m", *SWEEP, *small, f"run_dir={directory}")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (directory.parent / "stdout").write_text(ended.stdout)

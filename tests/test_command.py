@@ -7,24 +7,23 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from conftest import ROOT, SHORT, SMALL, composed, process, settings_of
+from conftest import ROOT, RUNS, SHORT, SMALL, composed, process, settings_of
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from vae.errors import InputError
 from vae.run import command
 from vae.run.directory import Run, read_settings
+from vae.run.jobs import directory_of
 from vae.run.keys import CONF, known_keys
-from vae.run.process import directory_of, in_a_child, log_to
+from vae.run.process import in_a_child, log_to
 from vae.training.checkpoints import load
 
 # --- help -------------------------------------------------------------------------------------------------------------
@@ -41,7 +40,7 @@ def without_torch(*arguments: str) -> str:
 
 def test_help_names_every_group_option_and_key_before_torch_is_imported() -> None:
     text = without_torch("--help")
-    for folder in [path for path in Path(CONF).rglob("*") if path.is_dir()]:
+    for folder in {path.parent for path in Path(CONF).rglob("*/*.yaml")}:
         line = re.search(rf"^ *{folder.relative_to(CONF)} +(.*)$", text, re.MULTILINE)
         assert line, folder
         options = {path.stem for path in folder.glob("*.yaml")} - {"base"}
@@ -85,29 +84,21 @@ def main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("bad", "sweep"),
-    [
-        ("model=conv model.encoder.kernel_size=99", []),
-        ("data.dev_size=2000", []),
-        ("data.dev_size=2000", ["-m"]),
-        ("data=mnist data.root=/sys/nowhere", []),
-    ],
+    "bad", ["model=conv model.encoder.kernel_size=99", "data.dev_size=2000", "data=mnist data.root=/sys/nowhere"]
 )
 def test_what_is_refused_later_leaves_no_directory(
-    bad: str, sweep: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Where the data must be read or the networks built to know."""
     monkeypatch.chdir(tmp_path)
-    code = main(monkeypatch, *sweep, *SMALL[:1], *bad.split(), "data.timeout=0.1")
+    code = main(monkeypatch, *SMALL[:1], *bad.split(), "data.timeout=0.1")
     out, err = capfd.readouterr()
     value = bad.rpartition("=")[2]
-    assert [line for line in (out + err).splitlines() if value in line and "#0" not in line]
+    assert [line for line in (out + err).splitlines() if value in line]
     assert "Traceback" not in out + err
-    assert not list(tmp_path.rglob("config.yaml"))
-    if not sweep:  # in which Hydra announces the runs, and each that fails is one line at its end, too
-        assert code == 2
-        assert len((out + err).splitlines()) == 1
-        assert list(tmp_path.iterdir()) == []
+    assert code == 2
+    assert len((out + err).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 EXPLAINED = {  # what is said of each form of Hydra's messages, and what it must name
@@ -187,9 +178,9 @@ def test_every_run_of_a_sweep_is_checked() -> None:
 
 def test_sweep_writes_what_the_design_says(sweep: Path) -> None:
     """`-m latent_dim=2,3 model=mlp,conv`: four directories, each a whole run of its own configuration."""
-    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "2", "3", "multirun.yaml"]
-    for number, (latents, half) in enumerate(itertools.product([2, 3], ["MLP", "Conv"])):
-        run = sweep / str(number)
+    assert {path.name for path in sweep.iterdir()} == {*RUNS, "multirun.yaml", ".lock", "comparison"}
+    for name, (latents, half) in zip(RUNS, itertools.product([2, 3], ["MLP", "Conv"]), strict=True):
+        run = sweep / name
         names = {path.name for path in run.iterdir()}
         assert {"config.yaml", "metrics.json", "train.log", "checkpoints", "figures", ".hydra"} <= names
         assert [name for name in names if name.startswith("events.out.tfevents.")]
@@ -203,24 +194,6 @@ def test_sweep_writes_what_the_design_says(sweep: Path) -> None:
         assert f"latent_dim={latents}" in overrides
         assert "epoch 1 of 1" in (run / "train.log").read_text()
         assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO ", (run / "train.log").read_text())
-
-
-def test_sweep_prints_a_line_an_epoch_and_a_table_a_run(sweep: Path) -> None:
-    out, err = ((sweep.parent / name).read_text() for name in ("stdout", "stderr"))
-    assert len(re.findall("^epoch 1 of 1  train/loss", out, re.MULTILINE)) == 4
-    assert out.count("tensorboard --logdir") == 4
-    assert "litlogger" not in out + err
-    assert err == ""
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_run_that_fails_stops_no_other_of_its_sweep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert main(monkeypatch, "-m", *SHORT, "data.dev_size=2000,1000", f"run_dir={tmp_path}/all") == 1
-    assert (tmp_path / "all" / "1" / "metrics.json").exists()
-    assert not (tmp_path / "all" / "0").exists()
-    assert "run 0: data.dev_size=2000: leaves none of 1497 images" in capfd.readouterr().err
 
 
 # --- where a run goes -------------------------------------------------------------------------------------------------
@@ -247,7 +220,7 @@ def test_a_process_of_another_device_finds_the_run_of_the_first(
     monkeypatch.setenv("VAE_RUN_DIR", str(tmp_path))
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert in_a_child()
-    assert directory_of(composed()) == tmp_path
+    assert directory_of(composed(), settings_of()) == tmp_path
 
 
 def test_a_requeued_job_finds_its_run_and_another_command_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +257,6 @@ def test_an_unexpected_failure_names_the_log_which_has_its_trace(
         logging.getLogger().addHandler(caplog.handler)
         return 1 / 0
 
-    monkeypatch.setattr(command.HydraConfig, "get", lambda: SimpleNamespace(mode=RunMode.RUN))
     with pytest.raises(SystemExit) as ended:
         command.with_exit_codes(fails, OmegaConf.create())
     assert ended.value.code == 1
@@ -300,7 +272,9 @@ def test_overrides_may_stand_on_both_sides_of_m(tmp_path: Path) -> None:
         "trainer.max_epochs=1", "trainer.limit_train_batches=1", "evaluation=none", f"run_dir={tmp_path}",
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert {read_settings(tmp_path / name / "config.yaml")["latent_dim"] for name in "01"} == {2, 4}
+    assert {
+        read_settings(tmp_path / name / "config.yaml")["latent_dim"] for name in ("latent_dim=2", "latent_dim=4")
+    } == {2, 4}
 
 
 def test_the_package_is_quick_to_import_and_hands_on_its_names() -> None:

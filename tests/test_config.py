@@ -58,7 +58,7 @@ ELSEWHERE = {  # files, other devices
 def options() -> list[str]:
     """Every `group=option` there is; `base` is what the options of a group share."""
     files = [path for path in CONF.rglob("*/*.yaml") if path.stem not in ("base", "own")]
-    files = [path for path in files if path.parent.name not in ("sweep", "tune")]  # those are many runs
+    files = [path for path in files if path.parent.name not in ("sweep", "tune", "launcher")]  # those are many runs
     return sorted(f"{path.parent.relative_to(CONF)}={path.stem}" for path in files)
 
 
@@ -350,7 +350,8 @@ ANOTHER = {
     "run_dir": "elsewhere", "threads": 2, "checkpoint": "best", "trainer.accelerator": "cpu",
     "trainer.enable_progress_bar": False, "data.root": "elsewhere", "data.mirrors": ["https://example.org/"],
     "data.timeout": 1.5, "data.num_workers": 1, "data.eval_batch_size": 70, "callbacks.checkpoint_minutes": 0.5,
-    "callbacks.figures_every": 3, "evaluation.cache_dir": "elsewhere", "data.resident": True,
+    "callbacks.figures_every": 3, "evaluation.cache_dir": "elsewhere", "evaluation.figures": True,
+    "data.resident": True,
     "trainer.fast_step": False,
 }  # fmt: skip
 

@@ -288,7 +288,7 @@ def test_signals_to_a_run(server: Server, wholes: Callable[[str], Whole], tmp_pa
 
 def test_signals_to_a_sweep(server: Server, wholes: Callable[[str], Whole], tmp_path: Path) -> None:
     """No signal lets it go on to the next run; repeated, it returns the first at once and continues the second."""
-    sweep, first, second = tmp_path / "sweep", tmp_path / "sweep" / "0", tmp_path / "sweep" / "1"
+    sweep, first, second = tmp_path / "sweep", tmp_path / "sweep" / "seed=0", tmp_path / "sweep" / "seed=1"
     arguments = ["-m", "seed=0,1", *ALL, *RATES["cosine"], f"run_dir={sweep}"]
     for signum in (signal.SIGTERM, signal.SIGINT):
         stop_in_mid_epoch(server, arguments, first, signum)
@@ -303,7 +303,7 @@ def test_signals_to_a_sweep(server: Server, wholes: Callable[[str], Whole], tmp_
     assert_same(wholes("cosine").directory, first)
     assert contents(first) == kept
     assert (second / "metrics.json").exists()
-    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0", "1"]
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["seed=0", "seed=1"]
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import settings_of, tree
+from conftest import RUNS, settings_of, tree
 from filelock import FileLock
 from matplotlib.image import imread
 
@@ -25,7 +25,7 @@ from vae.run.build import build
 from vae.run.directory import Run, read_settings
 from vae.run.load import load_run
 from vae.run.settings import read
-from vae.run.table import closing_lines, print_results, table_rows, written
+from vae.run.table import closing_lines, print_results, show_result, table_rows, written
 from vae.training import checkpoints
 from vae.training.history import History
 
@@ -33,7 +33,7 @@ from vae.training.history import History
 @pytest.fixture
 def run(sweep: Path, tmp_path: Path) -> Path:
     """A copy of a finished run: two latents, MLP, a Gaussian likelihood of fixed variance."""
-    return Path(shutil.copytree(sweep / "0", tmp_path / "run"))
+    return Path(shutil.copytree(sweep / RUNS[0], tmp_path / "run"))
 
 
 def metrics(run: Path) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def test_latents_that_do_not_move_are_not_active(run: Path) -> None:
 
 def test_table_returns_the_monitored_figure_and_names_the_places(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = metrics(run)
-    assert print_results(opened(run)) == found["dev/loss"]
+    assert show_result(opened(run)) == found["dev/loss"]
     out = capsys.readouterr().out
     headline = f"digits, grey levels: dev/loss {written(found, 'dev/loss')} in epoch 1 of 1"
     assert headline in " ".join(out.split())
@@ -276,12 +276,12 @@ def test_every_run_of_the_sweep_has_its_pictures(sweep: Path) -> None:
         "losses", "reconstructions", "errors", "error_map", "samples", "samples_drawn", "interpolations",
         "kl_per_latent", "latents", "aggregate_posterior", "rate_distortion", "sigma_history", "residuals",
     }  # fmt: skip
-    for number in range(4):
-        drawn = list((sweep / str(number) / "figures").iterdir())
-        latents = Run(sweep / str(number), read(read_settings(sweep / str(number) / "config.yaml"))).settings.latent_dim
+    for name in RUNS:
+        drawn = list((sweep / name / "figures").iterdir())
+        latents = read_settings(sweep / name / "config.yaml")["latent_dim"]
         plane = "manifold" if latents == 2 else "traversals"
-        assert {path.name for path in drawn} == {f"{name}.png" for name in {*expected, plane}}
-    for path in (sweep / "0" / "figures").iterdir():
+        assert {path.name for path in drawn} == {f"{figure}.png" for figure in {*expected, plane}}
+    for path in (sweep / RUNS[0] / "figures").iterdir():
         image = imread(path)
         assert min(image.shape[:2]) > 100, path
         assert image[..., :3].std() > 0.01, path
@@ -309,10 +309,10 @@ def test_run_is_loaded_as_it_was_saved(run: Path, which: str) -> None:
 
 def test_loaded_run_repeats_its_figures(sweep: Path) -> None:
     """Of convolutions with three latents, too."""
-    one = load_run(sweep / "3")
+    one = load_run(sweep / RUNS[3])
     lit, data = one.lit, one.data
     found = estimates.objective_metrics(lit.vae, lit.objective, data.test.images, "test", one.settings.seed, 12)
-    assert found["test/loss"] == pytest.approx(metrics(sweep / "3")["test/loss"], rel=1e-6)
+    assert found["test/loss"] == pytest.approx(metrics(sweep / RUNS[3])["test/loss"], rel=1e-6)
     assert lit.vae.latent_dim == 3
 
 

@@ -1,6 +1,7 @@
 """Sweeps: the runs below a folder, folders named by what varies, what is left to do, and what failed."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, RUNS, SHORT, SMALL, settings_of, tree
 from filelock import FileLock
 
 from vae.errors import InputError
-from vae.run.sweep import FAILURE, list_runs, natural
+from vae.run import command, settings
+from vae.run.directory import FAILURE, read_settings, write_yaml
+from vae.run.jobs import LONGEST_NAME, choose_directory, fingerprint, name_jobs, safe_name, take_directory
+from vae.run.sweep import list_runs, natural
 
 # --- the list of runs -------------------------------------------------------------------------------------------------
 
@@ -73,3 +77,158 @@ def test_numbers_in_names_are_sorted_as_numbers() -> None:
         "latent_dim=4",
         "latent_dim=16",
     ]
+
+
+# --- folders by what varies -------------------------------------------------------------------------------------------
+
+
+def test_a_job_is_named_by_what_varies_in_the_order_of_the_keys() -> None:
+    jobs = [["model=conv", "data=digits", f"latent_dim={n}", "run_dir=a", f"hydra.verbose={n}"] for n in (2, 4)]
+    assert name_jobs(jobs) == ["latent_dim=2", "latent_dim=4"]
+    assert name_jobs([*jobs, ["model=mlp", "data=digits", "++likelihood.width=3"]]) == [
+        "latent_dim=2,model=conv", "latent_dim=4,model=conv", "likelihood.width=3,model=mlp",
+    ]  # fmt: skip
+    assert name_jobs(jobs[:1]) == ["default"]
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        ("model.encoder.hidden=[200,100, 50]", "model.encoder.hidden=200-100-50"),
+        ("data.root=/a b/c", "data.root=_a_b_c-"),
+        ("data.mirrors=['https://x/?a=b,c']", "data.mirrors=_https___x__a=b-c_-"),
+        (f"data.root={'x' * 300}", "data.root=xxx"),
+        ("data.root=$(rm -r *);\n..", "data.root=__rm_-r_____..-"),
+    ],
+)
+def test_a_name_is_safe_and_short_and_differs_where_the_text_does(text: str, start: str) -> None:
+    name = safe_name(text)
+    assert name.startswith(start)
+    assert len(name) <= LONGEST_NAME
+    assert not set(name) & set(" /'\"$()*?;\n[]")
+    if "hidden" not in text:
+        assert safe_name(text.replace("/", "?").replace("x", "y") + "!") != name
+
+
+def folder(root: Path, name: str, *overrides: str) -> str:
+    return take_directory(root, name, settings_of(*SMALL, *overrides)).name
+
+
+def test_a_job_is_found_by_its_configuration_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    """More values, another order, one key more, a number of an older version."""
+    assert folder(tmp_path, "seed=1", "seed=1") == "seed=1"
+    assert folder(tmp_path, "model=mlp,seed=1", "seed=1", "model=mlp") == "seed=1"
+    write_yaml(tmp_path / "17" / "config.yaml", settings_of(*SMALL, "seed=2").plain)
+    before = tree(tmp_path)
+    assert folder(tmp_path, "seed=2", "seed=2", "threads=1", "data.root=elsewhere") == "17"  # no result depends on them
+    assert tree(tmp_path) == before
+
+
+def test_a_folder_of_another_configuration_is_never_taken(tmp_path: Path) -> None:
+    names = [folder(tmp_path, "seed=1", "seed=1", rate) for rate in ("optimizer.lr=0.1", "optimizer.lr=0.2") * 2]
+    assert names[0] == names[2] == "seed=1"
+    assert names[1] == names[3]
+    assert names[1].startswith("seed=1-")
+    (tmp_path / "seed=3").mkdir()
+    (tmp_path / "seed=3" / "notes.txt").write_text("mine")
+    assert folder(tmp_path, "seed=3", "seed=3").startswith("seed=3-")
+    assert (tmp_path / "seed=3" / "notes.txt").read_text() == "mine"
+
+
+def test_epochs_grow_in_the_folder_of_the_name_only(tmp_path: Path) -> None:
+    """A sweep over the number of epochs leaves the shorter runs alone."""
+    assert folder(tmp_path, "seed=1", "seed=1", "trainer.max_epochs=1") == "seed=1"
+    assert folder(tmp_path, "seed=1", "seed=1", "trainer.max_epochs=2") == "seed=1"
+    each = [folder(tmp_path / "all", f"trainer.max_epochs={n}", f"trainer.max_epochs={n}") for n in (1, 2)]
+    assert each == ["trainer.max_epochs=1", "trainer.max_epochs=2"]
+
+
+def test_equal_numbers_are_one_configuration() -> None:
+    assert fingerprint({"dropout": 0.0, "seed": 2**62 + 1}) == fingerprint({"seed": 2**62 + 1, "dropout": 0})
+    assert fingerprint({"seed": 2**62 + 1}) != fingerprint({"seed": 2**62})
+
+
+def test_a_finished_run_is_preferred_among_equal_ones(sweep: Path, tmp_path: Path) -> None:
+    shutil.copytree(sweep / RUNS[0], tmp_path / "3")
+    write_yaml(tmp_path / "own" / "config.yaml", read_settings(tmp_path / "3" / "config.yaml"))
+    s = settings.verify(read_settings(tmp_path / "3" / "config.yaml"))
+    assert choose_directory(tmp_path, "own", s).name == "3"
+
+
+# --- a sweep as a whole -----------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_tells_of_each_job_and_draws_on_demand(sweep: Path) -> None:
+    out, err = ((sweep.parent / name).read_text() for name in ("stdout", "stderr"))
+    assert "Traceback" not in err
+    assert "HYDRA" not in out + err
+    lines = out.splitlines()
+    assert f"sweep of 4 runs in {sweep}: 4 to do" in lines
+    assert sum(line.startswith("epoch 1 of 1  train/loss") for line in lines) == 4
+    told = [line for line in lines if re.match(f"({'|'.join(RUNS)}): dev/loss .* in epoch 1 of 1", line)]
+    assert len(told) == 4
+    assert (sweep / "comparison" / "comparison.md").read_text().count("| mlp") == 2
+    assert "left, about" in told[0]
+    assert "left" not in told[-1]
+
+
+def run_sweep(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    from train import main
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", *arguments])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_a_failed_job_is_listed_and_kept_and_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (*SHORT, "data.dev_size=2000,1000", f"run_dir={tmp_path}")
+    assert run_sweep(monkeypatch, *arguments) == 1
+    out, err = capfd.readouterr()
+    line = "data.dev_size=2000: data.dev_size=2000: leaves none of 1497 images"
+    assert [one for one in out.splitlines() if one.startswith(f"failed: {line}")]
+    assert "1 of 2 runs are not finished" in out
+    assert err == ""
+    found = {record.name: (record.status, record.message) for record in list_runs(tmp_path)}
+    assert found["data.dev_size=1000"] == ("finished", "")
+    assert found["data.dev_size=2000"][0] == "failed"
+    assert found["data.dev_size=2000"][1].startswith("data.dev_size=2000: leaves none of 1497 images")
+    assert not list(tmp_path.rglob("*.png"))
+    done = tree(tmp_path / "data.dev_size=1000")
+    assert run_sweep(monkeypatch, *arguments) == 1
+    assert "2 runs in" in (again := capfd.readouterr().out)
+    assert "1 finished, 1 begun" in again
+    assert tree(tmp_path / "data.dev_size=1000") == done
+
+
+def test_a_folder_with_an_equals_sign_needs_no_quotes() -> None:
+    given = ["run_dir=a/latent_dim=2,model=it's", "data.root=/a b/c", "latent_dim=[2,"]
+    assert command.prepare(given) == ["run_dir='a/latent_dim=2,model=it\\'s'", *given[1:]]
+    assert settings_of(*command.prepare(given)[:2]).run_dir == "a/latent_dim=2,model=it's"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("latent_dim=2,4", "latent_dim=8"), "latent_dim=8: latent_dim=2,4 is given too"),
+        (("latent_dim=2", "latent_dim=4,8"), "latent_dim=4,8: latent_dim=2 is given too"),
+        (("latent_dim=2,4", "run_dir=a,b"), "run_dir=a,b: a sweep has one folder"),
+        (("latent_dim=2,4", "run_dir='{run}'"), "is a run; a sweep needs a folder of its own"),
+    ],
+)
+def test_a_sweep_that_cannot_be_meant_is_refused(arguments: tuple[str, ...], line: str, sweep: Path) -> None:
+    given = [one.format(run=sweep / RUNS[0]) for one in arguments]
+    with pytest.raises(InputError) as refused:
+        command.check(["-m", *given])
+    assert line in str(refused.value)
+
+
+def test_a_finished_sweep_under_another_evaluation_is_refused_at_once(sweep: Path) -> None:
+    given = [*(f"latent_dim=2,3 model=mlp,conv {' '.join(SMALL[:1])}").split(), "trainer.max_epochs=1"]
+    given += ["model.encoder.hidden=[5]", "model.decoder.hidden=[4]", "likelihood=gaussian", "evaluation.samples=7"]
+    with pytest.raises(InputError, match=r"evaluation\.samples.*vae evaluate"):
+        command.check(["-m", *given, f"run_dir={sweep}"])

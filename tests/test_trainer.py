@@ -20,8 +20,8 @@ from vae.errors import InputError
 from vae.run.build import build
 from vae.run.directory import Run
 from vae.run.trainer import build_parts, prepared_trainer
-from vae.training.callbacks import duration
 from vae.training.history import EventFileLogger
+from vae.words import duration
 
 pytestmark = pytest.mark.usefixtures("digits_once")
 

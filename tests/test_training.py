@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import SHORT, SMALL, settings_of, train, tree
+from conftest import RUNS, SHORT, SMALL, settings_of, train, tree
 from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, TENSORS, EventAccumulator
 from torch import Tensor
@@ -345,13 +345,13 @@ def test_events_set_the_configuration_beside_the_figures(undisturbed: Path) -> N
 
 def test_events_hold_the_pictures(sweep: Path) -> None:
     """Of a run with all its pictures: those of the epochs, and the report's at the end."""
-    found = events(sweep / "0")
-    drawn = {path.stem for path in (sweep / "0" / "figures").glob("*.png")}
+    found = events(sweep / RUNS[0])
+    drawn = {path.stem for path in (sweep / RUNS[0] / "figures").glob("*.png")}
     assert {f"final/{name}" for name in drawn} | {"reconstructions", "prior samples"} == set(found.Tags()["images"])
     for tag in found.Tags()["images"]:
         assert found.Images(tag)[-1].encoded_image_string.startswith(b"\x89PNG")
     assert {"dev/elbo", "train/elbo", "dev/sigma"} <= set(found.Tags()["scalars"])
-    assert (sweep / "0" / "projector_config.pbtxt").exists()
+    assert (sweep / RUNS[0] / "projector_config.pbtxt").exists()
 
 
 def test_a_sweep_keeps_nothing_of_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, train
+from conftest import ROOT, RUNS, train
 from PIL import Image
 from test_vae_command import vae
 
@@ -195,7 +195,7 @@ def test_noise_is_told_from_digits_and_an_area_is_a_probability(
 def test_a_model_without_nats_scores_by_its_loss_and_has_no_log_p(sweep: Path) -> None:
     from vae.likelihoods import SquaredErrorHead
 
-    run = load_run(sweep / "0")
+    run = load_run(sweep / RUNS[0])
     run.vae.likelihood = SquaredErrorHead("mean")
     x = run.data.test.images[:3]
     with pytest.raises(InputError, match="SquaredErrorHead is not normalised"):

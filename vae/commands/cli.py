@@ -108,6 +108,25 @@ def train(overrides: Overrides = None) -> None:
     train(overrides or [])
 
 
+@app.command(rich_help_panel=TRAIN)
+def tune(
+    space: Annotated[str, typer.Argument(help="A file of conf/tune/ by its name, or one of your own (.yaml).")],
+    overrides: Overrides = None,
+    trials: Annotated[int, typer.Option(min=1, help="How many the study has in the end, all workers together.")] = 50,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="A database by its Optuna URL; else a journal in run_dir.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the search; the runs have seed=.")] = 0,
+) -> None:
+    """Search a space of configurations. The same command again, also beside this one, is one more worker.
+
+    Example: vae tune sizes data=digits evaluation=none --trials 24
+    """
+    from vae.commands.tune import tune
+
+    tune(space, overrides or [], trials, storage, seed)
+
+
 @app.command(rich_help_panel=RUNS)
 def evaluate(
     run: RunArgument,

@@ -6,11 +6,13 @@ Imports neither torch nor lightning, so that a mistyped key is answered at once.
 import argparse
 import atexit
 import contextlib
+import functools
 import gc
 import hashlib
 import importlib
 import itertools
 import logging
+import os
 import re
 import sys
 import traceback
@@ -25,15 +27,16 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, HydraException, MissingConfigException
-from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from vae.errors import InputError, ending, is_known
 from vae.run import settings
-from vae.run.keys import CONF, known_keys, nearest
+from vae.run.jobs import name_jobs, names_its_jobs, write_failure
+from vae.run.keys import CONF, Settings, known_keys, nearest
 from vae.run.own_parts import GROUPS_OF_PARTS
-from vae.run.process import find_own_modules, in_a_child, log_file, log_to, slurm_job
+from vae.run.plan import Failed, Job, plan_jobs
+from vae.run.process import find_own_modules, in_a_child, in_a_sweep, log_file, log_to, slurm_job, stop_with_the_sweep
 
 HYDRA_ANSWERS = ("hydra_help", "shell_completion", "experimental_rerun")
 PRESET = "hydra.sweeper.preset="
@@ -41,7 +44,7 @@ HYDRA_PLACES = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra
 
 
 class JobFailed(CompactHydraException):
-    """A run of a sweep failed: Hydra trains the others, then prints this line and exits with 1."""
+    """A run of a sweep failed: another sweeper than ours trains the others, prints this line and exits with 1."""
 
 
 # --- before -----------------------------------------------------------------------------------------------------------
@@ -57,12 +60,24 @@ def prepare(arguments: list[str]) -> list[str]:
     flags = list(arguments)
     for override in overrides:
         flags.remove(override)
-    return with_run_dir([*flags, *choose_preset(open_own_parts(overrides))])
+    return with_run_dir([*flags, *choose_preset(open_own_parts([quote(override) for override in overrides]))])
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """Hydra's own parser takes overrides on one side of `-m` only."""
     return get_args_parser().parse_intermixed_args(arguments)
+
+
+def quote(override: str) -> str:
+    """A value with `=`, as in the name of a sweep's folder, in the quotes that Hydra wants around it."""
+    key, _, value = override.partition("=")
+    if "=" not in value:
+        return override
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return f"{key}='" + value.replace("'", "\\'") + "'"
+    return override
 
 
 def open_own_parts(overrides: list[str]) -> list[str]:
@@ -85,7 +100,7 @@ def choose_preset(overrides: list[str]) -> list[str]:
     if not names:
         return rest
     place = [] if any(_key(one) == "run_dir" for one in rest) else [f"run_dir=outputs/multirun/{names[-1]}"]
-    return ["hydra/sweeper=preset", f"{PRESET}{names[-1]}", *place, *rest]
+    return [f"{PRESET}{names[-1]}", *place, *rest]
 
 
 def answer_help_or_refuse(arguments: list[str]) -> bool:
@@ -110,21 +125,52 @@ def check(arguments: list[str]) -> None:
     if any(getattr(parsed, question, None) for question in HYDRA_ANSWERS):
         return
     folders = config_folders(parsed)
+    composed.cache_clear()
     with initialize_config_dir(CONF, version_base="1.3"):
         try:
             for override in parsed.overrides:
                 _check_override(override, folders)
                 if override.startswith(PRESET) and not parsed.multirun:
                     raise InputError(f"sweep={override.removeprefix(PRESET)}: is several runs; give it with -m")
-            for overrides in jobs(parsed.overrides) if parsed.multirun else [parsed.overrides]:
-                s = settings.check(compose_settings(overrides, parsed.config_name, folders))
-                if parsed.multirun and s.trainer.strategy == "ddp":
-                    raise InputError(
-                        "trainer.strategy=ddp: with -m each of its processes would start the whole sweep again; "
-                        "take trainer.strategy=ddp_fork (CPU) or ddp_spawn, or run the jobs one by one"
-                    )
+            if parsed.multirun:
+                plan_sweep(parsed.overrides, arguments)
+            else:
+                composed(tuple(parsed.overrides), parsed.config_name, tuple(folders))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise InputError(explain(error, parsed.overrides, parsed.config_name, folders)) from error
+
+
+def plan_sweep(overrides: list[str], arguments: list[str] | None = None) -> list[Job]:
+    """The jobs of a sweep, checked one by one, under the flags of the command line; raises InputError."""
+    parsed = _parse(sys.argv[1:] if arguments is None else arguments)
+    folders = tuple(config_folders(parsed))
+    _check_sweep(overrides)
+    each = jobs(overrides)
+    checked = [composed(tuple(job), parsed.config_name, folders) for job in each]
+    if any(s.trainer.strategy == "ddp" for s in checked):
+        raise InputError(
+            "trainer.strategy=ddp: with -m each of its processes would start the whole sweep again; "
+            "take trainer.strategy=ddp_fork (CPU) or ddp_spawn, or run the jobs one by one"
+        )
+    return plan_jobs(Path(checked[0].run_dir), name_jobs(each), each, checked)
+
+
+@functools.cache
+def composed(overrides: tuple[str, ...], name: str | None, folders: tuple[str, ...]) -> Settings:
+    """The settings that overrides give, checked."""
+    return settings.check(compose_settings(list(overrides), name, folders))
+
+
+def _check_sweep(overrides: list[str]) -> None:
+    """Raises InputError for two sweeps in one command, of one key or of two folders: Hydra takes the last alone."""
+    given: dict[str, str] = {}
+    for override in OverridesParser.create().parse_overrides(overrides):
+        key, line = override.get_key_element().lstrip("+"), override.input_line or ""
+        if key in given and (override.is_sweep_override() or "," in given[key]):
+            raise InputError(f"{line}: {given[key]} is given too, and only one can hold; give all its values at once")
+        if key == "run_dir" and override.is_sweep_override():
+            raise InputError(f"{line}: a sweep has one folder; give one, or one command for each")
+        given[key] = line
 
 
 def config_folders(parsed: argparse.Namespace) -> list[str]:
@@ -268,18 +314,23 @@ def import_torch_and_lightning() -> None:
 def with_exit_codes(train: Callable[[DictConfig], float], cfg: DictConfig) -> float:
     """The run's result, or its exit code and one line: 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
     log_to(None)
+    stop_with_the_sweep()
     try:
-        import_torch_and_lightning()
         return train(cfg)
     except BaseException as error:
         code, line = ending(error)
         file = log_file()
+        if code in (1, 2) and "VAE_RUN_DIR" in os.environ and (file or in_a_sweep()):
+            write_failure(Path(os.environ["VAE_RUN_DIR"]), line)
         if code == 1 and file is not None:
             line += f"; its log: {file}"
-        logging.getLogger(__name__).error(line)
+        if not (in_a_sweep() and code in (1, 2)):
+            logging.getLogger(__name__).error(line)
         if file is not None and not is_known(error):
             with contextlib.suppress(OSError), open(file, "a") as written:  # the disk may be what failed
                 traceback.print_exception(error, file=written)
-        if HydraConfig.get().mode == RunMode.MULTIRUN and code in (1, 2):
-            raise JobFailed(f"run {HydraConfig.get().job.num}: {line}") from None
-        raise SystemExit(code) from None
+        if not in_a_sweep() or code not in (1, 2):
+            raise SystemExit(code) from None
+        if names_its_jobs():
+            return Failed(f"{HydraConfig.get().job.name}: {line}")
+        raise JobFailed(f"{HydraConfig.get().job.name}: {line}") from None

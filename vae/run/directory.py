@@ -22,13 +22,17 @@ NOT_IDENTITY = (
     "trainer.accelerator", "trainer.enable_progress_bar", "trainer.fast_step",
     "data.root", "data.mirrors", "data.timeout", "data.num_workers", "data.eval_batch_size", "data.resident",
     "callbacks.checkpoint_minutes", "callbacks.figures_every", "evaluation.cache_dir",
-    "evaluation.formats", "evaluation.dpi",
+    "evaluation.figures", "evaluation.formats", "evaluation.dpi",
 )  # fmt: skip
 
-GROUPS = ("model", "likelihood", "data", "trainer", "callbacks")
+GROUPS = ("model", "likelihood", "data", "trainer", "callbacks", "evaluation")
 MAY_GROW = "trainer.max_epochs"
 
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C takes a tenth of the time
+# those in C take a tenth of the time
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+FAILURE = "failure.txt"  # the line that the last sitting failed with, until the run goes on
 
 CHECKPOINT_BYTES = 2**24  # what must be free before the first epoch; a checkpoint of the report's model has 6 MB
 
@@ -131,9 +135,10 @@ class Run:
             for folder in (self.directory, self.checkpoint_directory, self.directory / "figures"):
                 remove_leftovers(folder)
             writable(self.checkpoint_directory, CHECKPOINT_BYTES)
-            write(self.directory / "config.yaml", yaml.safe_dump(self.settings.plain, sort_keys=False))
+            write_yaml(self.directory / "config.yaml", self.settings.plain)
             if cfg is not None:
                 self._describe(cfg)
+            (self.directory / FAILURE).unlink(missing_ok=True)
             log_to(self.directory / "train.log")
             yield
 
@@ -162,21 +167,22 @@ class Run:
         from hydra.core.hydra_config import HydraConfig
 
         hydra = HydraConfig.get()
-        write(self.directory / ".hydra" / "config.yaml", OmegaConf.to_yaml(cfg))
-        write(self.directory / ".hydra" / "hydra.yaml", OmegaConf.to_yaml(hydra))
-        write(self.directory / ".hydra" / "overrides.yaml", yaml.safe_dump(list(hydra.overrides.task)))
+        write_yaml(self.directory / ".hydra" / "config.yaml", OmegaConf.to_container(cfg, enum_to_str=True))
+        write_yaml(self.directory / ".hydra" / "hydra.yaml", OmegaConf.to_container(hydra, enum_to_str=True))
+        write_yaml(self.directory / ".hydra" / "overrides.yaml", list(hydra.overrides.task))
+
+
+def identity(plain: Plain) -> dict[str, Any]:
+    """The keys on which results depend; one of the upper levels first: the lower ones may follow from it."""
+    given_first = sorted(leaves(plain), key=lambda pair: (pair[0].count("."), pair[0]))
+    return {key: value for key, value in given_first if key not in NOT_IDENTITY and not key.startswith("logger.")}
 
 
 def differences(saved: Plain, now: Plain) -> dict[str, tuple[Any, Any]]:
     """The keys on which results depend and that two configurations set differently, with both values."""
-    old, new = dict(leaves(saved)), dict(leaves(now))
-    # a key of the upper levels first: the lower ones may follow from it by interpolation
-    given_first = sorted({*old, *new}, key=lambda key: (key.count("."), key))
-    keys = [
-        key
-        for key in given_first
-        if key not in NOT_IDENTITY and not key.startswith("logger.") and old.get(key) != new.get(key)
-    ]
+    old, new = identity(saved), identity(now)
+    keys = sorted({*old, *new}, key=lambda key: (key.count("."), key))
+    keys = [key for key in keys if old.get(key) != new.get(key)]
     return {key: (old.get(key, "absent"), new.get(key, "absent")) for key in keys}
 
 
@@ -245,7 +251,7 @@ def upgrade(plain: Plain) -> Plain:
     prior = {"_target_": "vae.priors.Standard", "_partial_": True}
     posterior = {"_target_": "vae.posteriors.Diagonal", "_partial_": True}
     later = {"logger": {}, "prior": prior, "posterior": posterior}
-    unset = {"annealing": 0, "annealed": 100, "formats": ["png"], "dpi": None}
+    unset = {"annealing": 0, "annealed": 100, "figures": None, "formats": ["png"], "dpi": None}
     evaluation, model = unset | plain.get("evaluation", {}), {"conditional": False, **plain["model"]}
     return {**later, **plain, "trainer": trainer, "callbacks": callbacks, "evaluation": evaluation, "model": model}
 
@@ -253,3 +259,7 @@ def upgrade(plain: Plain) -> Plain:
 def write(path: Path, text: str) -> None:
     """The whole file or the old one, whatever happens in between."""
     replace(path, text.encode())
+
+
+def write_yaml(path: Path, content: Any) -> None:
+    write(path, yaml.dump(content, Dumper=Dumper, sort_keys=False))

@@ -33,7 +33,7 @@ def write_help() -> str:
 
 def groups() -> Iterator[tuple[str, list[str]]]:
     """Each group with its options, read off the folders of `conf/`."""
-    for folder in sorted(p for p in Path(CONF).glob("**/*") if p.is_dir()):
+    for folder in sorted({path.parent for path in Path(CONF).glob("*/**/*.yaml")}):
         yield str(folder.relative_to(CONF)), sorted(p.stem for p in folder.glob("*.yaml") if p.stem != "base")
 
 

@@ -235,6 +235,7 @@ class Evaluation(Section):
     generated: CountOrZero = key("prior samples that it sees", 10_000)
     cache_dir: Text = key("where the classifier is kept", "outputs/.cache")
     probes: bool = key("kNN and a linear probe on the posterior means", True)
+    figures: bool | None = key("pictures at the end; null: not of a sweep's runs, `vae evaluate RUN` draws them", True)
     formats: Annotated[list[Literal["png", "svg", "pdf"]], MinLen(1)] = key("of the figures' files", ["png", "svg"])
     dpi: Annotated[int, Ge(32), Le(1200)] | None = key("of the figures; null: 128, where a pixel is a pixel", 300)
 

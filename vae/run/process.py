@@ -2,13 +2,14 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
+import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+ORPHAN_WATCH = "orphan watch"
 
 
 def slurm_job() -> str | None:
@@ -30,18 +31,31 @@ def in_a_child() -> bool:
     return any(int(os.environ.get(name, 0)) > 0 for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
 
 
-def directory_of(cfg: "DictConfig") -> Path:
-    """`run_dir`, and in a sweep the job's number in it."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
+def in_a_sweep() -> bool:
+    """Whether this process is at work on a job of a sweep."""
+    hydra = sys.modules.get("hydra.core.hydra_config")
+    if hydra is None or not hydra.HydraConfig.initialized():
+        return False
+    mode = hydra.HydraConfig.get().mode  # None where a configuration was only composed
+    return mode is not None and mode.name == "MULTIRUN"
 
-    if in_a_child() and "VAE_RUN_DIR" in os.environ:
-        return Path(os.environ["VAE_RUN_DIR"])
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    directory = Path(cfg.run_dir) / str(HydraConfig.get().job.num) if sweep else Path(cfg.run_dir)
-    # run_dir may hold the time, so another process of the same run would resolve it to another directory
-    os.environ["VAE_RUN_DIR"] = str(directory.resolve())
-    return directory
+
+def works_for_a_sweep() -> bool:
+    """Whether a sweep started this process to work on its jobs beside others, on the same terminal."""
+    return os.environ.get("VAE_SWEEP") == str(os.getppid())
+
+
+def stop_with_the_sweep() -> None:
+    """A worker whose sweep is killed saves and stops, as on SIGTERM: the same command is to find its run free."""
+    if not works_for_a_sweep() or any(thread.name == ORPHAN_WATCH for thread in threading.enumerate()):
+        return
+
+    def watch(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, args=(os.getppid(),), name=ORPHAN_WATCH, daemon=True).start()
 
 
 class TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]  # it writes text
@@ -63,14 +77,15 @@ def log_to(file: Path | None) -> None:
         root.removeHandler(handler)
         handler.close()
     root.setLevel(logging.ERROR if in_a_child() else logging.INFO)
-    screen = TerminalHandler(sys.stdout)
-    screen.setFormatter(logging.Formatter("%(message)s"))
-    root.addHandler(screen)
+    if not works_for_a_sweep():  # which tells of each job when it ends
+        screen = TerminalHandler(sys.stdout)
+        screen.setFormatter(logging.Formatter("%(message)s"))
+        root.addHandler(screen)
     if file is not None:
         written = logging.FileHandler(file)
         written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         root.addHandler(written)
-    for noisy in ("lightning.pytorch", "lightning.fabric", "matplotlib"):
+    for noisy in ("lightning.pytorch", "lightning.fabric", "matplotlib", "hydra", "hydra_plugins"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     # Lightning warns about torch, the number of workers (the data are in memory) and the steps between log lines
     warnings.filterwarnings("ignore", module=r"lightning\..*")

@@ -1,5 +1,6 @@
 """Where numbers come from: versions, commit, data, device."""
 
+import functools
 import platform
 import subprocess
 import sys
@@ -30,6 +31,7 @@ def provenance(settings: Settings, data: ImageDataModule, device: torch.device) 
     }
 
 
+@functools.cache  # the code of this process, also of a sweep's later jobs
 def git_commit() -> str | None:
     """The project's commit, with `+changes` where the tree differs from it; None outside a git checkout."""
     root = Path(__file__).parents[2]

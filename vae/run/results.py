@@ -23,9 +23,10 @@ from vae.evaluation.gallery import Subject, draw_figure, names_of
 from vae.run.directory import Run, write
 from vae.run.keys import Settings, leaves
 from vae.run.load import load_weights
+from vae.run.process import in_a_sweep
 from vae.run.provenance import provenance
 from vae.run.settings import caption
-from vae.run.table import print_results
+from vae.run.table import print_results, show_result
 from vae.training import checkpoints
 from vae.training.history import History, writer_of
 from vae.training.lit import LitVAE
@@ -51,12 +52,18 @@ def finish(run: Run, lit: LitVAE, data: ImageDataModule, history: History, train
         "parameters": sum(p.numel() for p in lit.vae.parameters()),
         "stopped_early": int(trainer.current_epoch < run.settings.trainer.max_epochs),
     }
-    drawn = draw(run, lit, data, history, generated)
+    drawn = draw(run, lit, data, history, generated) if draws_figures(run.settings) else {}
     writer = writer_of(trainer)
     if writer is not None:
         tensorboard(writer, run, lit, data, metrics, drawn)
     write_metrics(run, metrics, provenance(run.settings, data, lit.device))
-    return print_results(run)
+    return show_result(run)
+
+
+def draws_figures(settings: Settings) -> bool:
+    """A sweep's runs draw on demand: figures take two seconds of a run, and nobody looks at a hundred runs' figures."""
+    wanted = settings.evaluation.figures
+    return not in_a_sweep() if wanted is None else wanted
 
 
 def training_metrics(history: History, epoch: int) -> dict[str, float]:
@@ -146,17 +153,23 @@ def tensorboard(
 ) -> None:
     for name, figure in drawn.items():
         writer.add_figure(f"final/{name}", figure, int(metrics["steps"]), close=False)
+    if draws_figures(run.settings):
+        embed(writer, lit, data, int(metrics["steps"]))
+    flat = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in leaves(run.settings.plain)}
+    flat.pop("run_dir")
+    hparams(writer, flat, metrics)
+    writer.flush()
+
+
+def embed(writer: SummaryWriter, lit: LitVAE, data: ImageDataModule, step: int) -> None:
+    """Posterior means of dev images, with their pictures, for the projector."""
     count = min(1000, len(data.dev))
     images = as_floats(data.dev.images[:count])
     high, wide = images.shape[2:]
     images = F.pad(images, (0, max(high - wide, 0), 0, max(wide - high, 0)))  # a sprite's images are square
     means = posteriors(lit.vae, data.dev.take(slice(count))).mu
     labels = data.dev.labels[:count].tolist() if data.classes else None
-    writer.add_embedding(means, labels, images, int(metrics["steps"]), "posterior_means")
-    flat = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in leaves(run.settings.plain)}
-    flat.pop("run_dir")
-    hparams(writer, flat, metrics)
-    writer.flush()
+    writer.add_embedding(means, labels, images, step, "posterior_means")
 
 
 def hparams(writer: SummaryWriter, flat: dict[str, Any], metrics: dict[str, float]) -> None:
@@ -166,10 +179,10 @@ def hparams(writer: SummaryWriter, flat: dict[str, Any], metrics: dict[str, floa
     final = {
         f"final/{name}": value for name, value in metrics.items() if "/kl_per_latent/" not in name
     }  # apart from the curves of the same names
+    for name, value in final.items():
+        writer.add_scalar(name, value, int(metrics["steps"]))  # which opens the file anew where training has closed it
     for summary in summaries(flat, final):
         writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]  # None only after close
-    for name, value in final.items():
-        writer.add_scalar(name, value, int(metrics["steps"]))
 
 
 def evaluate_and_write(run: Run, lit: LitVAE, data: ImageDataModule, trainer: Trainer, history: History) -> float:

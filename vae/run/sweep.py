@@ -10,10 +10,8 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from vae.errors import InputError
-from vae.run.directory import is_complete, read_metrics, read_settings
+from vae.run.directory import FAILURE, is_complete, read_metrics, read_settings
 from vae.run.keys import Plain, leaves
-
-FAILURE = "failure.txt"  # in a run's directory: the line that its last sitting failed with
 
 Status = Literal["finished", "running", "failed", "unfinished", "unreadable"]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vae.run.directory import Run
+from vae.run.process import in_a_sweep
 from vae.run.settings import caption, monitored
 
 UNWEIGHTED = ("neg_elbo", "unweighted_loss")
@@ -12,8 +13,17 @@ LOSSES = ("loss", "reconstruction", *UNWEIGHTED)
 COLLAPSED = "collapsed: no latent is active (its posterior mean does not move with x); try objective/beta=linear"
 
 
-def print_results(run: Run, metrics: dict[str, Any] | None = None, everything: bool = False) -> float:
-    """Prints the closing table of a finished run, or of these metrics; returns the best epoch's monitored metric."""
+def show_result(run: Run) -> float:
+    """The best epoch's monitored metric, under the closing table; a sweep has one table of its own, at its end."""
+    metrics = run.metrics
+    assert metrics is not None
+    if not in_a_sweep():
+        print_results(run)
+    return float(metrics[monitored(run.settings, "dev/elbo" in metrics)[0]])
+
+
+def print_results(run: Run, metrics: dict[str, Any] | None = None, everything: bool = False) -> None:
+    """Prints the closing table of a finished run, or of these metrics."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -33,7 +43,6 @@ def print_results(run: Run, metrics: dict[str, Any] | None = None, everything: b
                 console.print(f"{name:<40} {written(metrics, name)}", highlight=False)
     for line in closing_lines(run, metrics):
         console.print(line, highlight=False, soft_wrap=True)
-    return float(metrics[monitor])
 
 
 def headline(run: Run, metrics: dict[str, Any], monitor: str) -> str:
@@ -99,5 +108,6 @@ def closing_lines(run: Run, metrics: dict[str, Any]) -> list[str]:
         curves = [f"curves:   tensorboard --logdir {root}"]
     else:
         curves = []
-    pictures = run.directory / ("figures_last" if last else "figures")
+    folder = run.directory / ("figures_last" if last else "figures")
+    pictures = folder if folder.is_dir() else f"vae evaluate {run.directory} draws them"
     return [*lines, f"run:      {run.directory}", f"pictures: {pictures}", *curves]

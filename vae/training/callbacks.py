@@ -11,6 +11,7 @@ from tqdm import tqdm
 from vae.evaluation.panels import example_images, prior_figure, reconstruction_figure
 from vae.training.history import LAYOUT, History, writer_of
 from vae.training.lit import LitVAE
+from vae.words import duration
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -30,13 +31,6 @@ class EpochLine(Callback):
         epochs, last = len(self.history.rows), trainer.max_epochs or 0
         left = f", about {duration(seconds / epochs * (last - epochs))} left" if epochs < last else ""
         log.info("epoch %d of %s  %s  %.0f s%s", row["epoch"], last, "  ".join(parts), seconds, left)
-
-
-def duration(seconds: float) -> str:
-    """As one says it: 40 s, 4 min, 2.5 h."""
-    if seconds < 99:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 99 * 60 else f"{seconds / 3600:.1f} h"
 
 
 class Pictures(Callback):
