@@ -29,10 +29,10 @@ def open_browser(profile: Path, width: int = 1200, height: int = 900) -> Any:
 
 
 def requests(driver: Any) -> list[str]:
-    """The addresses that pages asked for since the last call, but for files, data and blobs of their own."""
+    """The addresses that pages asked for since the last call, but for data and the browser's own."""
     entries = (json.loads(entry["message"])["message"] for entry in driver.get_log("performance"))
     sent = (e["params"]["request"]["url"] for e in entries if e["method"] == "Network.requestWillBeSent")
-    return [url for url in sent if not url.startswith(("file:", "data:", "blob:"))]
+    return [url for url in sent if not url.startswith(("file:", "data:", "blob:", "chrome:"))]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, process
+from typer.main import get_command
 
+from vae.commands import cli
 from vae.run import command
 from vae.run.load import load_run
 
@@ -84,3 +86,24 @@ def test_the_model_is_used_without_its_data(folder: Path) -> None:
     assert "data" not in vars(run)
     assert run.vae.sample(2).shape == (2, 1, 28, 28)
     assert "data" not in vars(run)
+
+
+def test_the_page_on_using_a_model_runs_line_by_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each block continues the one before, as a reader's session would."""
+    ended = process("data=digits", *FEW, "run_dir=outputs/mine", cwd=folder)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    names: dict[str, object] = {}
+    for code in blocks(ROOT / "docs" / "use.md", "python"):
+        exec(code, names)
+    assert "torch.Size([3, 1, 8, 8])" in capsys.readouterr().out
+    assert (folder / "outputs" / "fitted" / "metrics.json").exists()
+
+
+def test_every_vae_command_of_the_docs_is_one_that_its_parser_takes() -> None:
+    verbs = get_command(cli.app).commands  # type: ignore[attr-defined]  # a group has them
+    found = [line for page in PAGES for line in re.findall(r"^(?:    )?(vae .*)$", page.read_text(), re.MULTILINE)]
+    assert len(found) > 10
+    for line in found:
+        verb, *arguments = shlex.split(line, comments=True)[1:]
+        if verb != "train":
+            verbs[verb].make_context(verb, arguments)

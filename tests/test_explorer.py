@@ -17,8 +17,9 @@ from vae.commands import cli
 from vae.commands.explore import explore
 from vae.commands.page import write_page
 from vae.errors import InputError
-from vae.evaluation.explorer import explorer, network, packed
+from vae.evaluation.explorer import draws, explorer, network, packed
 from vae.networks import ACTIVATIONS, ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
+from vae.priors import GaussianMixture, Standard
 
 MLP = {"hidden": [11, 9]}
 CONV = {"channels": [4, 6], "hidden": [10], "activation": "tanh"}
@@ -31,12 +32,13 @@ def made(
     shape: tuple[int, int, int] = GREY,
     conv: bool = False,
     latents: int = 3,
+    prior: Callable[..., Any] = Standard,
     **keys: Any,
 ) -> VAE:
     """A model whose random weights are large enough for wrong arithmetic to show."""
     torch.manual_seed(3)
     halves, keys = ((ConvEncoder, ConvDecoder), CONV | keys) if conv else ((MLPEncoder, MLPDecoder), MLP | keys)
-    vae = VAE(partial(halves[0], **keys), partial(halves[1], **keys), likelihood(), latents, shape)
+    vae = VAE(partial(halves[0], **keys), partial(halves[1], **keys), likelihood(), latents, shape, prior)
     with torch.no_grad():
         for name, tensor in vae.state_dict().items():
             if name.endswith("running_var"):
@@ -96,6 +98,20 @@ def test_a_layer_without_counterpart_is_an_error() -> None:
     decoder.hidden.append(nn.Softmax(1))  # type: ignore[union-attr, operator]
     with pytest.raises(KeyError):
         network(decoder, True)
+
+
+def test_draws_are_the_model_s_own_prior_s() -> None:
+    """Of a mixture of two far and narrow components no draw lies between them, as many of N(0, I) would."""
+    vae = made(prior=partial(GaussianMixture, components=2))
+    with torch.no_grad():
+        vae.prior_head.loc.copy_(torch.tensor([[4.0, 4, 4], [-4, -4, -4]]))  # type: ignore[union-attr, operator]
+        vae.prior_head.log_scale.fill_(-2)  # type: ignore[union-attr, operator]
+    far = explorer(vae, some_images(), some_labels(), 0, False)
+    assert far["prior"]["shape"] == [256, 3]
+    z = draws(vae, 0)
+    assert z.abs().min() > 2
+    assert far["low"] < [-4, -4, -4]
+    assert far["high"] > [4, 4, 4]
 
 
 def test_arrays_are_packed_the_same_way_every_time() -> None:

@@ -63,7 +63,7 @@ class Cells(HTMLParser):
         super().__init__()
         self.rows: list[list[str]] = []
         self.alts: list[str] = []
-        self.inside = False
+        self.inside = False  # a cell, and no small print
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -73,7 +73,7 @@ class Cells(HTMLParser):
             self.alts.append(dict(attrs)["alt"] or "")
         if tag in ("td", "th"):
             self.rows[-1].append("")
-            self.inside = True
+        self.inside = tag in ("td", "th") or (self.inside and tag != "small")
 
     def handle_endtag(self, tag: str) -> None:
         self.inside = self.inside and tag not in ("td", "th")
@@ -89,13 +89,13 @@ def rows_of(page: Path) -> dict[str, list[str]]:
 
 def test_the_page_says_what_metrics_json_says(page: Path, run: Path) -> None:
     metrics, rows = json.loads((run / "metrics.json").read_text()), rows_of(page)
-    dev, test, unit, _ = rows["reconstruction"]
+    dev, test = rows["reconstruction"]
     assert float(dev.split(" ± ")[0]) == pytest.approx(metrics["dev/reconstruction"], rel=1e-2)
     assert float(test.split(" ± ")[0]) == pytest.approx(metrics["test/reconstruction"], rel=1e-2)
-    assert unit == "squared error per image"
+    assert "reconstruction <small>in squared error per image</small>" in page.read_text()
     assert rows["this run"] == [rows["loss"][0], rows["reconstruction"][0]]
     assert float(rows["mean image"][1]) > float(rows["PCA 2"][1]) > float(rows["PCA 4"][1]) > 0
-    assert rows["dropout"][:2] == ["0.3", "0.3"]
+    assert rows["dropout"] == ["0.3", "0.3"]
     assert rows["git_commit"] == [str(metrics["provenance"]["git_commit"])]
 
 
@@ -223,13 +223,16 @@ def test_charts_are_drawn_and_read_by_keyboard(opened: Callable[[Path], Any], pa
 
     driver = opened(page)
     chart = driver.find_element("css selector", ".chart")
+    driver.execute_script("arguments[0].scrollIntoView()", chart)
+    wait(driver, "document.querySelector('.chart .scatterlayer') !== null")
     assert len(chart.find_elements("css selector", ".scatterlayer .trace")) == 3
     before = driver.execute_script("return arguments[0]._fullLayout.yaxis.range", chart)
     chart.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
+    wait(driver, "document.querySelector('.chart + [role=status]').textContent.includes('epoch 2')")
     said = driver.find_element("css selector", ".chart + [role=status]").text
     assert re.fullmatch(r"train_eval/loss, epoch 2: [\d.]+", said)
     chart.send_keys("+")
-    frame(driver)
+    wait(driver, "document.querySelector('.chart')._fullLayout.yaxis.autorange === false")
     after = driver.execute_script("return arguments[0]._fullLayout.yaxis.range", chart)
     assert before[0] < after[0] < after[1] < before[1]
 
@@ -249,28 +252,84 @@ def test_it_prints(opened: Callable[[Path], Any], page: Path) -> None:
     driver = opened(page)
     printed = driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
     assert base64.b64decode(printed["data"]).startswith(b"%PDF")
+    charts = driver.find_elements("css selector", ".chart")
+    assert len(driver.find_elements("css selector", ".chart .scatterlayer")) == len(charts) > 2
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     colour = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     assert colour == "rgb(255, 255, 255)"
 
 
+THREE = (  # moves of the pen, in pixels of the screen
+    (-45, -55), (35, -20), (35, 10), (10, 25), (-25, 30), (-20, 5), (30, 5), (25, 25), (-10, 35), (-35, 15), (-45, -15)
+)  # fmt: skip
+
+
+def draw_a_three(driver: Any) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    canvas = driver.find_element("id", "drawing")
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    pen = ActionChains(driver, duration=20).move_to_element_with_offset(canvas, *THREE[0]).click_and_hold()
+    for move in THREE[1:]:
+        pen.move_by_offset(*move)
+    pen.release().perform()
+    frame(driver)
+
+
 @pytest.mark.browser
 def test_screenshots_for_the_docs(browser: Any, run: Path, tmp_path: Path) -> None:
-    """Of the run that VAE_SCREENSHOT_RUN names, into VAE_SCREENSHOTS; else of a small one, thrown away."""
+    """Of the run that VAE_PAGE_RUN names, into VAE_SCREENSHOTS; else of a small one, thrown away."""
     from PIL import Image
 
-    folder = Path(os.environ.get("VAE_SCREENSHOTS", tmp_path))
-    page = tmp_path / "page.html"
-    report(os.environ.get("VAE_SCREENSHOT_RUN", str(run)), page, 1000)
+    folder, page = Path(os.environ.get("VAE_SCREENSHOTS", tmp_path)), tmp_path / "page.html"
+    report(os.environ.get("VAE_PAGE_RUN", str(run)), page, 1000)
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    browser.set_window_size(1100, 1000)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    browser.set_window_size(1100, 1250)
     browser.get(page.as_uri())
     wait(browser, "window.charts !== undefined && window.explorer !== undefined")
-    for name, selector in {"report_page": "#results", "explorer": "#explorer .panes"}.items():
+    draw_a_three(browser)
+    assert len(set(browser.execute_script("return Array.from(window.explorer.seen())"))) > 1
+    for name, selector in {"report_page": "#results", "report_curves": "#curves", "explorer": "#explorer"}.items():
         browser.execute_script("document.querySelector(arguments[0]).scrollIntoView()", selector)
+        if selector == "#curves":
+            wait(browser, "document.querySelectorAll('.chart .scatterlayer').length > 1")
         frame(browser)
         browser.save_screenshot(str(folder / f"{name}.png"))
         with Image.open(folder / f"{name}.png") as shown:
             assert len(shown.convert("L").getcolors()) > 20
-            shown.convert("RGB").quantize(64).save(folder / f"{name}.png", optimize=True)
+            shown.convert("RGB").quantize(256).save(folder / f"{name}.png", optimize=True)
+
+
+DRAG = """const done = arguments[0], slider = document.querySelector("#sliders input"), times = [];
+    function step(now) {
+        times.push(now);
+        slider.value = +slider.min + (times.length / 90) * (slider.max - slider.min);
+        slider.dispatchEvent(new Event("input"));
+        if (times.length < 90) requestAnimationFrame(step);
+        else done(times.slice(1).map((t, i) => t - times[i]));
+    }
+    requestAnimationFrame(step);"""  # milliseconds between frames
+FRAME = """const start = performance.now();
+    for (let i = 0; i < 50; i++) window.explorer.show();
+    return (performance.now() - start) / 50"""  # milliseconds
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_page_is_quick(browser: Any, run: Path, tmp_path: Path) -> None:
+    """Interactive in 2 s, 30 frames a second, 8 MB; of the run that VAE_PAGE_RUN names. Prints what it measured."""
+    page = tmp_path / "page.html"
+    report(os.environ.get("VAE_PAGE_RUN", str(run)), page, 1000)
+    browser.get(page.as_uri())
+    wait(browser, "window.charts !== undefined && window.explorer !== undefined")
+    marks = "return ['explorer', 'charts'].map((name) => performance.getEntriesByName(name)[0].startTime)"
+    explorer, charts = browser.execute_script(marks)
+    between, cost = browser.execute_async_script(DRAG), browser.execute_script(FRAME)
+    rate = 1000 * len(between) / sum(between)
+    print(f"{page.stat().st_size / 1e6:.2f} MB, explorer after {explorer:.0f} ms, charts after {charts:.0f} ms")
+    print(f"a dragged slider: {rate:.0f} frames a second, worst {max(between):.0f} ms; a frame costs {cost:.1f} ms")
+    assert page.stat().st_size < 8e6
+    assert max(explorer, charts) < 2000
+    assert rate > 30

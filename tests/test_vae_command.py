@@ -65,6 +65,21 @@ def test_help_answers_without_torch_and_lists_every_verb(
         ),
         (("evaluate", ".", "smples=3"), "smples=3: there is no such key; did you mean evaluation.samples?"),
         (("evaluate", ".", "samples=-1"), "samples=-1: must be a whole number of at least 0; for example samples=500"),
+        (
+            ("sample", "mine"),
+            "mine: is not there; name a folder that train.py wrote, such as outputs/mine; "
+            "train one: vae train data=digits run_dir=outputs/mine",
+        ),
+        (
+            ("score", "latest"),
+            "latest: there is no run with a checkpoint in outputs/; name a run's directory, or "
+            "train one: vae train data=digits run_dir=outputs/mine",
+        ),
+        (
+            ("traverse", "latest", "--out", "x.txt"),
+            "--out=x.txt: ends in none of .png, .svg, .pdf, .npz, .csv; for example --out x.png",
+        ),
+        (("figure", "latest", "looses"), "looses: there is no such figure; did you mean losses?"),
         (("bench", "--turns", "-1"), "--turns=-1: must be a whole number of at least 1; for example --turns 3"),
         (("bench", "--turns", "0"), "--turns=0: must be a whole number of at least 1; for example --turns 3"),
     ],

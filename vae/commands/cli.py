@@ -194,6 +194,7 @@ def sample(
 
     Example: vae sample outputs/mine -n 64 --from posterior --out samples.png
     """
+    refuse_early(run, checkpoint, out, force)
     from vae.commands.sample import sample
 
     how = {"checkpoint": checkpoint, "trust": trust, "force": force}
@@ -217,6 +218,7 @@ def reconstruct(
 
     Example: vae reconstruct outputs/mine photo.jpg drawings/
     """
+    refuse_early(run, checkpoint, out, force, images)
     from vae.commands.images import reconstruct
 
     reconstruct(run, images, count, z, x, seed, out, checkpoint=checkpoint, trust=trust, force=force)
@@ -235,6 +237,7 @@ def encode(
 
     Example: vae encode outputs/mine --out latents.npz
     """
+    refuse_early(run, checkpoint, out, force, images)
     from vae.commands.images import encode
 
     encode(run, images, out, checkpoint=checkpoint, trust=trust, force=force)
@@ -260,6 +263,7 @@ def score(
 
     Example: vae score outputs/mine --against noise --out scores.csv
     """
+    refuse_early(run, checkpoint, out, force, images)
     from vae.commands.images import score
 
     how = {"checkpoint": checkpoint, "trust": trust, "force": force}
@@ -285,6 +289,7 @@ def interpolate(
 
     Example: vae interpolate outputs/mine --between 3 8
     """
+    refuse_early(run, checkpoint, out, force)
     from vae.commands.latents import interpolate
 
     interpolate(run, between, steps, x, seed, out, checkpoint=checkpoint, trust=trust, force=force)
@@ -309,6 +314,7 @@ def traverse(
 
     Example: vae traverse outputs/mine --from 3
     """
+    refuse_early(run, checkpoint, out, force)
     from vae.commands.latents import traverse
 
     traverse(run, image, steps, x, seed, out, checkpoint=checkpoint, trust=trust, force=force)
@@ -320,7 +326,7 @@ def manifold(
     latents: Annotated[
         tuple[int, int] | None, typer.Option(metavar="I J", help="Of more than two.", show_default=False)
     ] = None,
-    steps: StepsOption = 20,
+    steps: StepsOption = 15,
     x: ModeOption = Mean,
     seed: SeedOption = 0,
     checkpoint: CheckpointOption = Best,
@@ -332,6 +338,7 @@ def manifold(
 
     Example: vae manifold outputs/mine --latents 0 1
     """
+    refuse_early(run, checkpoint, out, force)
     from vae.commands.latents import manifold
 
     manifold(run, latents, steps, x, seed, out, checkpoint=checkpoint, trust=trust, force=force)
@@ -488,6 +495,19 @@ def model(
     from vae.commands.model import main
 
     main(overrides or [], output)
+
+
+def refuse_early(run: str, checkpoint: str, out: str | None, force: bool, images: list[str] | None = None) -> None:
+    """Raises InputError for a run, a place or an image that cannot be, before torch's seconds of import."""
+    from vae.commands.output import check_out
+    from vae.run.find import find_run, require_checkpoint
+
+    check_out(out, force)
+    found = find_run(run)
+    require_checkpoint(found, found.which or checkpoint)
+    for image in images or ():
+        if not Path(image).exists():
+            raise InputError(f"{image}: there is no such file; name a PNG or JPEG image, or a folder of them")
 
 
 def main() -> None:

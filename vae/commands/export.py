@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vae.commands.opening import open_run
+from vae.distributions import ContinuousBernoulli
 from vae.errors import InputError
 from vae.files import replace, whole_file
 from vae.model import VAE
@@ -192,7 +193,17 @@ class Decode(nn.Module):
         self.vae = vae
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.vae.decode(z.unsqueeze(0)).mean.squeeze(0)
+        return mean_of(self.vae.decode(z.unsqueeze(0))).squeeze(0)
+
+
+def mean_of(p: torch.distributions.Distribution) -> Tensor:
+    """The mean of p(x|z) in operations that ONNX has in full precision: it has no expm1."""
+    base = getattr(p, "base_dist", p)
+    if not isinstance(base, ContinuousBernoulli):
+        return p.mean
+    small = base.logits.abs() < 0.05
+    safe = torch.where(small, 1.0, base.logits)
+    return 0.5 + torch.where(small, base.logits / 12, 0.5 / torch.tanh(safe / 2) - 1 / safe)
 
 
 def has_stddev(q: torch.distributions.Distribution) -> bool:

@@ -91,7 +91,7 @@ def facts(run: "TrainedRun", metrics: Plain) -> dict[str, str]:
     told = {
         "Data": caption(plain),
         "Encoder": in_words(parts["encoder"]),
-        "Latents": f"{plain['latent_dim']}, prior {in_words(plain.get('prior', {'_target_': 'N(0, I)'}))}",
+        "Latents": f"{plain['latent_dim']}, posterior {in_words(plain['posterior'])}, prior {in_words(plain['prior'])}",
         "Decoder": in_words(parts["decoder"]),
         "Likelihood": in_words(plain["likelihood"]),
         "Objective": in_words(plain["objective"]),

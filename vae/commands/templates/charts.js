@@ -1,5 +1,5 @@
 "use strict";
-// The charts of a page: plotly.js is unpacked and each `.chart` drawn from its data, once the page stands.
+// The charts of a page: plotly.js is unpacked once the page stands, and each `.chart` drawn when it comes into view.
 
 (async () => {
   const charts = [...document.querySelectorAll(".chart")];
@@ -21,7 +21,7 @@
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour, family: "system-ui, sans-serif" },
       margin: { l: 50, r: 10, t: 10, b: 40 }, hovermode: data.kind === "points" ? "closest" : "x unified",
       hoverlabel: { bgcolor: dark.matches ? "#202326" : "#fff", font: { color: colour } },
-      legend: { orientation: "h", y: -0.2 }, showlegend: data.series.length > 1,
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" }, showlegend: data.series.length > 1,
       xaxis: { ...axis, title: { text: data.x }, ...(data.kind === "points" ? { type: "category", categoryarray: data.series.at(-1).x } : {}), ...(data.x === "epoch" && data.series[0].x.length < 9 ? { dtick: 1 } : {}) }, yaxis: { ...axis, ...spread(data) },
     };
   }
@@ -70,8 +70,11 @@
     say.setAttribute("role", "status");
     say.className = "help";
     chart.after(say);
-    chart.addEventListener("keydown", (event) => {
+    chart.addEventListener("keydown", async (event) => {
       const moves = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
+      if (!moves[event.key] && !["+", "-", "0"].includes(event.key)) return;
+      event.preventDefault();
+      await drawOnce(chart);
       if (moves[event.key]) {
         const [curve, point] = moves[event.key], bounded = (v, n) => Math.min(n - 1, Math.max(0, v));
         at.curve = bounded(at.curve + curve, data.series.length);
@@ -79,9 +82,7 @@
         at.point = bounded(at.point + point, one.x.length);
         say.textContent = `${one.name}, ${one.text ? one.text[at.point] + ", " : ""}${data.x} ${one.x[at.point]}: ${one.y[at.point]}`;
         Plotly.Fx.hover(chart, [{ curveNumber: at.curve, pointNumber: at.point }]);
-      } else if (event.key === "+" || event.key === "-" || event.key === "0") zoom(chart, event.key);
-      else return;
-      event.preventDefault();
+      } else await zoom(chart, event.key);
     });
   }
   function zoom(chart, key) {
@@ -94,10 +95,21 @@
     return Plotly.relayout(chart, change);
   }
 
-  for (const chart of charts) {
-    await draw(chart);
-    keyboard(chart);
+  const begun = new Map();
+  function drawOnce(chart) {
+    if (!begun.has(chart)) begun.set(chart, draw(chart));
+    return begun.get(chart);
   }
-  dark.addEventListener("change", () => charts.forEach(draw));
-  window.charts = charts;
+  const view = new IntersectionObserver(
+    (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => drawOnce(entry.target)),
+    { rootMargin: "30%" },
+  );
+  for (const chart of charts) {
+    keyboard(chart);
+    view.observe(chart);
+  }
+  window.addEventListener("beforeprint", () => charts.forEach(drawOnce));
+  dark.addEventListener("change", () => [...begun.keys()].forEach(draw));
+  window.charts = { drawOnce };
+  performance.mark("charts");
 })();

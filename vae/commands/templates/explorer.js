@@ -21,7 +21,7 @@
     const q = model.encode(x);
     return checked("z-mode") === "mean" ? q.mean : q.mean.map((mu, i) => mu + q.sigma[i] * normal());
   }
-  const order = Array.from({ length: D }, (_, i) => i).sort((a, b) => data.kl[b] - data.kl[a]);
+  const order = Array.from({ length: D }, (_, i) => i).sort((a, b) => data.use[b] - data.use[a]);
   const number = (v) => v.toFixed(2).replace("-", "−").replace("−0.00", "0.00");
 
   // ---- pictures
@@ -85,7 +85,7 @@
     const name = document.createElement("span");
     name.textContent = `z${latent}`;
     const note = document.createElement("small");
-    note.textContent = `${data.kl[latent].toFixed(2)} nats${data.active[latent] ? "" : ", inactive"}`;
+    note.textContent = `${data.use[latent].toFixed(2)} ${data.unit}${data.active[latent] ? "" : ", inactive"}`;
     Object.assign(input, { type: "range", id: `z-${latent}`, min: data.low[latent], max: data.high[latent], step: "any" });
     input.addEventListener("input", () => {
       state.z[latent] = input.valueAsNumber;
@@ -366,5 +366,6 @@
   showStrip();
   show();
   root.setAttribute("aria-busy", "false");
+  performance.mark("explorer");
   window.explorer = { state, model, nearest, seen, show };
 })();
