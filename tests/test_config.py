@@ -58,7 +58,8 @@ ELSEWHERE = {  # files, other devices
 def options() -> list[str]:
     """Every `group=option` there is; `base` is what the options of a group share."""
     files = [path for path in CONF.rglob("*/*.yaml") if path.stem not in ("base", "own")]
-    files = [path for path in files if path.parent.name not in ("sweep", "tune", "launcher")]  # those are many runs
+    many_runs = ("sweep", "tune", "launcher", "reproduce")
+    files = [path for path in files if path.parent.name not in many_runs]
     return sorted(f"{path.parent.relative_to(CONF)}={path.stem}" for path in files)
 
 

@@ -465,6 +465,40 @@ def compare(
     compare(folders, metric or (), baseline, output, figures)
 
 
+@app.command(rich_help_panel=TRAIN)
+def reproduce(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUNG|KEY=VALUE]...", help="Rungs, and keys for all their runs.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every rung.")] = False,
+    listing: Annotated[bool, typer.Option("--list", help="Say what the rungs are.")] = False,
+    budget: Annotated[str | None, typer.Option(help="Train no longer: 90s, 30m, 2h.", show_default="no end")] = None,
+    out: Annotated[str, typer.Option(help="Folder of the runs and of the table.")] = "outputs/reproduce",
+) -> None:
+    """Train what published numbers need, and print ours beside them. Given again, it goes on where it was.
+
+    Example: vae reproduce T0 T3 data.root=data --budget 2h
+    """
+    from vae.commands.reproduce import main
+
+    main(names or [], everything, listing, budget, out)
+
+
+@app.command(rich_help_panel=RUNS)
+def ledger(
+    folders: Annotated[list[str] | None, typer.Argument(metavar="[DIR]...", show_default="outputs")] = None,
+    out: Annotated[str | None, typer.Option(help="The same as .csv.", show_default=False)] = None,
+    force: ForceOption = False,
+) -> None:
+    """List every run with numbers in nats, best first, in groups within which they compare.
+
+    Example: vae ledger outputs
+    """
+    from vae.commands.ledger import main
+
+    main(folders, out, force)
+
+
 @app.command(rich_help_panel=MACHINE)
 def bench(
     overrides: Overrides = None,

@@ -32,8 +32,8 @@ def write_help() -> str:
 
 
 def groups() -> Iterator[tuple[str, list[str]]]:
-    """Each group with its options, read off the folders of `conf/`."""
-    for folder in sorted({path.parent for path in Path(CONF).glob("*/**/*.yaml")}):
+    """Each group with its options, read off the folders of `conf/`; the rungs of `vae reproduce` are none."""
+    for folder in sorted({path.parent for path in Path(CONF).glob("*/**/*.yaml")} - {Path(CONF, "reproduce")}):
         yield str(folder.relative_to(CONF)), sorted(p.stem for p in folder.glob("*.yaml") if p.stem != "base")
 
 

@@ -1,0 +1,163 @@
+"""`vae reproduce`: the ladder's files, its verdicts, its budget, its resumption; and `vae ledger`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tree
+from hydra import initialize_config_dir
+
+from vae.commands import cli, ledger, reproduce
+from vae.commands.reproduce import Claim, Rung, interval, judge, ladder, verdict
+from vae.run import settings
+from vae.run.command import compose_settings
+from vae.run.keys import CONF
+
+TINY = (
+    "data=digits", "latent_dim=2", "model.encoder.hidden=[5]", "model.decoder.hidden=[4]", "evaluation=none",
+    "threads=1", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "callbacks.figures_every=0",
+)  # fmt: skip
+
+
+def rung(**changes: Any) -> Rung:
+    plain: dict[str, Any] = {"name": "T", "what": "", "source": "", "seeds": [0, 1, 2], "minutes": 1, "runs": {}}
+    return Rung(**plain | {"claims": []} | changes)
+
+
+def vae(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["vae", *arguments])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_every_rung_s_runs_compose_and_its_claims_name_them() -> None:
+    rungs = ladder()
+    assert {"T0", "T1", "T3", "T4", "T5", "T6", "T7", "T8"} <= set(rungs)
+    with initialize_config_dir(CONF, version_base="1.3"):
+        for one in rungs.values():
+            assert one.source
+            assert one.seeds
+            for overrides in one.runs.values():
+                settings.check(compose_settings(overrides))
+            for claim in one.claims:
+                assert {claim.of, claim.minus or claim.of} <= set(one.runs)
+                assert sum(bound is not None for bound in (claim.target, claim.below, claim.above)) == 1
+                assert (claim.minus is None) == (claim.target is not None)
+
+
+@pytest.mark.parametrize(
+    ("mean", "better", "expected"),
+    [
+        (86.0, "lower", "reproduced"),
+        (86.9, "lower", "reproduced"),
+        (87.1, "lower", "not reproduced"),
+        (84.9, "lower", "better"),
+        (87.1, "higher", "better"),
+        (84.9, "higher", "not reproduced"),
+    ],
+)
+def test_verdicts_of_a_target(mean: float, better: str, expected: str) -> None:
+    claim = Claim("test/nll", "a", target=86.0, tolerance=1.0, better=better)
+    assert verdict(claim, mean, 0.3, rung(), gpu=False) == expected
+
+
+def test_a_difference_is_reproduced_only_where_its_interval_excludes_the_bound() -> None:
+    claim = Claim("test/nll", "a", minus="b", below=0.0)
+    assert verdict(claim, -1.0, 0.9, rung(), False) == "reproduced"
+    assert verdict(claim, -1.0, 1.1, rung(), False) == "not reproduced"
+    assert verdict(claim, -1.0, None, rung(), False).startswith("undecided")
+    assert verdict(Claim("x", "a", minus="b", above=0.0), 2.0, 1.0, rung(), False) == "reproduced"
+    assert verdict(claim, None, None, rung(), False) == "not run"
+    assert verdict(claim, None, None, rung(minutes=None), False) == "not run: needs a GPU"
+
+
+def test_the_interval_is_student_s() -> None:
+    mean, error = interval([1.0, 2.0, 3.0], None)
+    assert mean == 2
+    assert error == pytest.approx(4.302653 / 3**0.5)  # t of 2 degrees of freedom at 0.975
+    assert interval([5.0], 0.1) == (5.0, pytest.approx(0.196))
+    assert interval([], None) == (None, None)
+
+
+def test_pairs_are_taken_seed_by_seed(tmp_path: Path) -> None:
+    """Two runs whose difference is steady though both move with the seed; a seed that lacks its partner is left out."""
+    one = rung(runs={"a": [], "b": []}, claims=[Claim("test/nll", "a", minus="b", below=0.0)])
+    for name, seed, nll in (("a", 0, 90.0), ("b", 0, 91.0), ("a", 1, 95.0), ("b", 1, 96.1), ("a", 2, 80.0)):
+        folder = tmp_path / "T" / f"{name}-{seed}"
+        folder.mkdir(parents=True)
+        metrics = {"test/nll": nll, "epochs": 1, "best_epoch": 1, "stopped_early": 0}
+        (folder / "metrics.json").write_text(json.dumps(metrics | {"provenance": {"format": 2, "git_commit": "abc"}}))
+    (row,) = judge(one, tmp_path, gpu=False)
+    assert (row.seeds, row.commits, row.verdict) == (2, "abc", "reproduced")
+    assert row.obtained == pytest.approx(-1.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ((), "vae reproduce: name rungs (T0"),
+        (("T99",), "T99: there is no such rung"),
+        (("T0", "--budget", "soon"), "--budget=soon: must be a time above 0, for example 90s, 30m or 2h"),
+        (("T0", "latent_dimm=3"), "latent_dimm"),
+        (("T0", "latent_dim=0"), "latent_dim=0: must be"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_written(
+    arguments: tuple[str, ...],
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert vae(monkeypatch, "reproduce", *arguments, "--out", str(tmp_path / "out")) == 2
+    said = capsys.readouterr().err.strip()
+    assert line in said
+    assert "\n" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_rung_is_trained_once_and_judged_and_its_runs_are_in_the_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = rung(
+        name="tiny",
+        runs={"a": [*TINY, "likelihood=gaussian", "evaluation.samples=3"], "b": [*TINY, "optimizer.lr=0.1"]},
+        claims=[
+            Claim("dev/loss", "b", target=1e6, tolerance=1.0),
+            Claim("test/loss", "a", minus="b", above=-1e9),
+        ],
+        seeds=[0],
+    )
+    monkeypatch.setattr(reproduce, "ladder", lambda: {"tiny": tiny})
+    out = tmp_path / "out"
+    assert vae(monkeypatch, "reproduce", "--all", "--budget", "0.01s", "--out", str(out)) == 0
+    assert {row["verdict"] for row in json.loads((out / "reproduced.json").read_text())} == {"not run"}
+
+    assert vae(monkeypatch, "reproduce", "tiny", "--out", str(out)) == 0
+    rows = json.loads((out / "reproduced.json").read_text())
+    assert [(row["seeds"], row["verdict"]) for row in rows] == [
+        (1, "better"),
+        (1, "undecided: one seed has no interval"),
+    ]
+    assert "| tiny | dev/loss, b | 1e+06 +- 1 |" in (out / "reproduced.md").read_text()
+
+    before = {name: entry for name, entry in tree(out).items() if not name.startswith("reproduced")}
+    assert vae(monkeypatch, "reproduce", "tiny", "--out", str(out)) == 0
+    assert {name: entry for name, entry in tree(out).items() if not name.startswith("reproduced")} == before
+
+    assert vae(monkeypatch, "reproduce", "tiny", "latent_dim=3", "--out", str(out)) == 2
+    assert "latent_dim (2 there, 3 now)" in capsys.readouterr().err
+
+    (group,) = ledger.ledger([str(out)])
+    (row,) = ledger.ledger([str(out)])[group]
+    assert row["run"].endswith("a-0")  # b has no nats
+    assert "GaussianHead; 3 samples" in group
+    assert vae(monkeypatch, "ledger", str(out)) == 0
+    assert group.split(";")[0] in capsys.readouterr().out
+    assert vae(monkeypatch, "ledger", str(out), "--out", str(tmp_path / "nats.csv")) == 0
+    assert (tmp_path / "nats.csv").read_text().startswith("group,run,NLL")

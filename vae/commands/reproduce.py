@@ -1,0 +1,323 @@
+"""`vae reproduce`: published numbers beside ours. Each rung of the ladder is a file of conf/reproduce/.
+
+A rung names its runs, each a list of overrides, and its claims. A claim is a metric of a run with a target and a
+tolerance, or a difference of two runs, seed by seed, that is to lie above or below a number. Imports no torch: runs
+are trained by train.py in processes of their own, so that a run that is there is continued, or read.
+"""
+
+import json
+import math
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from vae.errors import InputError, RunFailed
+from vae.files import replace
+from vae.run import settings
+from vae.run.command import compose_settings
+from vae.run.directory import NOT_IDENTITY, describe_differences, differences, read_metrics, read_settings
+from vae.run.keys import CONF, nearest
+
+PATIENCE = 60  # seconds that a run has to save and stop when the budget is spent
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Claim:
+    metric: str
+    of: str
+    target: float | None = None
+    tolerance: float = 0.0
+    better: str = "lower"
+    minus: str | None = None
+    below: float | None = None
+    above: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.metric}, {self.of}" + (f" - {self.minus}" if self.minus else "")
+
+    @property
+    def wanted(self) -> str:
+        if self.target is not None:
+            return f"{self.target:g} +- {self.tolerance:g}"
+        return f"< {self.below:g}" if self.below is not None else f"> {self.above:g}"
+
+
+@dataclass(frozen=True)
+class Rung:
+    name: str
+    what: str
+    source: str
+    seeds: list[int]
+    minutes: float | None  # that a seed's runs take together on 2 cores; None where that would be days
+    runs: dict[str, list[str]]
+    claims: list[Claim]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim with what was obtained; `error` is half a 95 % interval."""
+
+    rung: str
+    claim: str
+    wanted: str
+    obtained: float | None
+    error: float | None
+    seeds: int
+    verdict: str
+    source: str
+    commits: str = ""
+    date: str = ""
+
+
+def ladder() -> dict[str, Rung]:
+    """All rungs by name."""
+    rungs = {}
+    for file in sorted(Path(CONF, "reproduce").glob("*.yaml")):
+        plain = yaml.safe_load(file.read_text())
+        claims = [Claim(**claim) for claim in plain.pop("claims")]
+        rungs[file.stem] = Rung(name=file.stem, claims=claims, **plain)
+    return rungs
+
+
+def chosen(names: Iterable[str], everything: bool) -> list[Rung]:
+    """Raises InputError for a rung that there is not, and where none is named."""
+    rungs = ladder()
+    names = list(rungs) if everything else list(names)
+    if not names:
+        raise InputError(f"vae reproduce: name rungs ({', '.join(rungs)}), or --all; --list says what they are")
+    for name in names:
+        if name not in rungs:
+            raise InputError(f"{name}: there is no such rung; {nearest(name, rungs)} They are {', '.join(rungs)}")
+    return [rungs[name] for name in names]
+
+
+def seconds(text: str | None) -> float:
+    """`90s`, `30m`, `2h` or `1.5h`; infinite where none is given."""
+    if text is None:
+        return math.inf
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not found or not float(found[1]):
+        raise InputError(f"--budget={text}: must be a time above 0, for example 90s, 30m or 2h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def reproduce(
+    names: Sequence[str], everything: bool, budget: str | None, out: str, overrides: Sequence[str], gpu: bool
+) -> list[Row]:
+    """Trains what is missing while the budget lasts, then writes reproduced.md and reproduced.json to `out`."""
+    rungs, deadline, folder = chosen(names, everything), time.monotonic() + seconds(budget), Path(out)
+    runs = [one for rung in rungs if rung.minutes is not None or gpu for one in commands(rung, folder, overrides)]
+    require_same(runs)
+    for directory, arguments in runs:
+        if finished(directory) is None:
+            train(directory, arguments, deadline)
+    rows = [row for rung in rungs for row in judge(rung, folder, gpu, changed(overrides))]
+    write(rows, folder)
+    return rows
+
+
+def commands(rung: Rung, folder: Path, overrides: Sequence[str]) -> Iterator[tuple[Path, list[str]]]:
+    """Each run's directory and arguments; all runs of the first seed come before those of the second."""
+    for seed in rung.seeds:
+        for name, own in rung.runs.items():
+            directory = place(folder, rung, name, seed)
+            yield directory, [*own, *overrides, f"seed={seed}", f"run_dir='{directory}'"]
+
+
+def place(folder: Path, rung: Rung, name: str, seed: int) -> Path:
+    return folder / rung.name / f"{name}-{seed}"
+
+
+def require_same(runs: Sequence[tuple[Path, list[str]]]) -> None:
+    """Raises InputError for a key that there is not, and for a run that is there under another configuration."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        for directory, arguments in runs:
+            try:
+                wanted = settings.check(compose_settings(arguments)).plain
+            except (HydraException, OmegaConfBaseException) as error:
+                raise InputError(f"{' '.join(arguments)}: {' '.join(str(error).split())}") from error
+            path = directory / "config.yaml"
+            if path.exists() and (differ := differences(read_settings(path), wanted)):
+                raise InputError(
+                    f"{directory}: belongs to another configuration, which differs in {describe_differences(differ)}; "
+                    "name another folder with --out"
+                )
+
+
+def changed(overrides: Sequence[str]) -> str:
+    """What makes the runs others than the rung's own."""
+    return " ".join(one for one in overrides if one.partition("=")[0].lstrip("+") not in NOT_IDENTITY)
+
+
+def finished(directory: Path) -> Metrics | None:
+    """The metrics of a run that has ended; None where there is none."""
+    return read_metrics(directory / "metrics.json")
+
+
+def train(directory: Path, arguments: list[str], deadline: float) -> None:
+    """Raises RunFailed if the run fails; a run that the deadline stops goes on at the next call."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        return
+    print(f"{directory}: trains", flush=True)
+    script = Path(CONF).parent / "train.py"
+    process = subprocess.Popen([sys.executable, str(script), *arguments])
+    try:
+        code = process.wait(None if math.isinf(left) else left)
+    except subprocess.TimeoutExpired:
+        stop(process)
+        return
+    except BaseException:  # Ctrl-C and SIGTERM reach the run too, which saves and stops
+        stop(process)
+        raise
+    if code:
+        raise RunFailed(f"{directory}: the run ended with exit code {code}; its lines stand above")
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """As a cluster would: a run saves its last step on SIGTERM."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def judge(rung: Rung, folder: Path, gpu: bool, changed: str = "") -> Iterator[Row]:
+    """A row for each claim, from the seeds whose runs have ended."""
+    for claim in rung.claims:
+        own, others = ended(rung, folder, claim.of), ended(rung, folder, claim.minus or claim.of)
+        seeds = [seed for seed in own if seed in others]
+        values = [value_of(claim, own[seed], others[seed]) for seed in seeds]
+        single = own[seeds[0]].get(f"{claim.metric}_error") if len(seeds) == 1 and not claim.minus else None
+        mean, error = interval(values, single)
+        commits = sorted({str(own[seed]["provenance"].get("git_commit"))[:8] for seed in seeds})
+        written = [place(folder, rung, claim.of, seed).joinpath("metrics.json").stat().st_mtime for seed in seeds]
+        yield Row(
+            rung=rung.name,
+            claim=claim.name + (f" ({changed})" if changed else ""),
+            wanted=claim.wanted,
+            obtained=mean,
+            error=error,
+            seeds=len(values),
+            verdict=verdict(claim, mean, error, rung, gpu),
+            source=rung.source,
+            commits=" ".join(commits),
+            date=time.strftime("%Y-%m-%d", time.gmtime(max(written))) if written else "",
+        )
+
+
+def ended(rung: Rung, folder: Path, name: str) -> dict[int, Metrics]:
+    """The metrics of a rung's run, by seed, as far as they are there."""
+    found = {seed: finished(place(folder, rung, name, seed)) for seed in rung.seeds}
+    return {seed: metrics for seed, metrics in found.items() if metrics is not None}
+
+
+def value_of(claim: Claim, own: Metrics, other: Metrics) -> float:
+    return float(own[claim.metric]) - (float(other[claim.metric]) if claim.minus else 0.0)
+
+
+def interval(values: Sequence[float], single: float | None) -> tuple[float | None, float | None]:
+    """The mean and half of its 95 % interval: Student's over seeds, or of one run's images where it says its error."""
+    if not values:
+        return None, None
+    mean, count = sum(values) / len(values), len(values)
+    if count == 1:
+        return mean, None if single is None else 1.96 * single
+    from scipy.stats import t
+
+    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
+    return mean, float(t.ppf(0.975, count - 1)) * spread / math.sqrt(count)
+
+
+def verdict(claim: Claim, mean: float | None, error: float | None, rung: Rung, gpu: bool) -> str:
+    if mean is None:
+        return "not run: needs a GPU" if rung.minutes is None and not gpu else "not run"
+    if claim.target is None:
+        if error is None:
+            return "undecided: one seed has no interval"
+        low, high = mean - error, mean + error
+        holds = high < claim.below if claim.below is not None else low > (claim.above or 0.0)
+        return "reproduced" if holds else "not reproduced"
+    ahead = claim.target - mean if claim.better == "lower" else mean - claim.target
+    if ahead > claim.tolerance:
+        return "better"
+    return "reproduced" if ahead >= -claim.tolerance else "not reproduced"
+
+
+HEAD = ("rung", "what", "target", "obtained", "seeds", "verdict", "source")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    obtained = "" if row.obtained is None else f"{row.obtained:.2f}"
+    obtained += "" if row.error is None else f" +- {row.error:.2f}"
+    return row.rung, row.claim, row.wanted, obtained, str(row.seeds), row.verdict, row.source
+
+
+def write(rows: Sequence[Row], folder: Path) -> None:
+    """The table as Markdown, of numbers that were obtained, and as JSON."""
+    lines = [
+        "# Reproduced", "",
+        "Made by `vae reproduce`. A target is a published number with the tolerance that we allow, or a bound on a",
+        "difference between two of our models, seed by seed. +- is half of a 95 % interval.", "",
+        f"| {' | '.join((*HEAD, 'commit', 'date'))} |", f"|{'---|' * (len(HEAD) + 2)}",
+        *(f"| {' | '.join((*cells(row), row.commits, row.date))} |" for row in rows),
+    ]  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    replace(folder / "reproduced.md", ("\n".join(lines) + "\n").encode())
+    replace(folder / "reproduced.json", (json.dumps([asdict(row) for row in rows], indent=2) + "\n").encode())
+
+
+def show(rows: Sequence[tuple[str, ...]], head: Sequence[str]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*head, box=box.SIMPLE)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=max(120, shutil.get_terminal_size().columns)).print(table, highlight=False)
+
+
+def list_rungs() -> None:
+    rows = []
+    for rung in ladder().values():
+        targets = "; ".join(f"{claim.name} {claim.wanted}" for claim in rung.claims)
+        cost = "a GPU" if rung.minutes is None else f"{rung.minutes:g} min a seed"
+        rows.append((rung.name, rung.what, targets, cost, rung.source))
+    show(rows, ("rung", "what", "claims", "time", "source"))
+
+
+def has_gpu() -> bool:
+    """Asked only where a rung needs one: it takes an import of torch."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def main(names: Sequence[str], everything: bool, listing: bool, budget: str | None, out: str) -> None:
+    if listing:
+        list_rungs()
+        return
+    overrides, rungs = [one for one in names if "=" in one], [one for one in names if "=" not in one]
+    wanted = chosen(rungs, everything)
+    seconds(budget)
+    gpu = any(rung.minutes is None for rung in wanted) and has_gpu()
+    rows = reproduce([rung.name for rung in wanted], False, budget, out, overrides, gpu)
+    show([cells(row) for row in rows], HEAD)
+    print(f"written: {out}/reproduced.md, {out}/reproduced.json; to train what is missing, give the command again")
