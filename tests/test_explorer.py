@@ -344,6 +344,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("runs") / "run"
     ended = process(*SHORT, "threads=1", "callbacks.figures_every=0", f"run_dir={directory}")
     assert ended.returncode == 0, ended.stdout + ended.stderr
+    (directory / "there.html").touch()
     return directory.rename(directory.with_name("a <script> & run"))
 
 
@@ -363,6 +364,7 @@ def test_the_command_writes_one_page_with_or_without_the_data(run: Path, tmp_pat
         (("nowhere", "-o", "page.html"), "nowhere: is not there"),
         (("{run}", "-o", "page.txt"), "-o page.txt: a page ends in .html"),
         (("{run}", "--images", "-1"), "--images"),
+        (("{run}", "-o", "{run}/there.html"), "there.html: is there already; give another name, or --force"),
         (("{run}", "-o", "/proc/page.html", "--images", "0"), "-o /proc/page.html: cannot be written"),
     ],
 )

@@ -78,7 +78,7 @@ OutOption = Annotated[
     str | None,
     typer.Option(help="A .png, .svg, .pdf picture, or the numbers as .npz, .csv.", show_default="in RUN/figures"),
 ]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace the file that --out names.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace the file that is there.")]
 ImagesArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="[IMAGE]...", help="PNG or JPEG files, or folders of them.", show_default="the test split"),
@@ -420,6 +420,7 @@ def explore(
     images: ImagesOption = 1000,
     checkpoint: CheckpointOption = Checkpoint.best,
     trust: TrustOption = None,
+    force: ForceOption = False,
 ) -> None:
     """Write a page in which the latent space of a run is walked: move z, draw an image, go from one to another.
 
@@ -427,16 +428,22 @@ def explore(
     """
     from vae.commands.explore import explore
 
-    explore(run, output, images, checkpoint, tuple(trust or ()))
+    explore(run, output, images, checkpoint, tuple(trust or ()), force)
 
 
 @app.command(rich_help_panel=RUNS)
 def report(
-    run: Annotated[str, typer.Argument(metavar="RUN|SWEEP", help="A run, or a folder of runs.", show_default=False)],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|SWEEP", help="A run, or a folder of runs.", autocompletion=complete_run, show_default=False
+        ),
+    ],
     output: OutputPage = Path("page.html"),
     images: ImagesOption = 1000,
     checkpoint: CheckpointOption = Checkpoint.best,
     trust: TrustOption = None,
+    force: ForceOption = False,
 ) -> None:
     """Write a run, or a sweep, on one page: results, curves, figures, configuration, and the latent explorer.
 
@@ -444,7 +451,7 @@ def report(
     """
     from vae.commands.report import report
 
-    report(run, output, images, checkpoint, tuple(trust or ()))
+    report(run, output, images, checkpoint, tuple(trust or ()), force)
 
 
 @app.command(rich_help_panel=RUNS)

@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from vae.run.load import TrainedRun
 
 
-def explore(path: str, output: Path, images: int, which: str = "best", trust: tuple[str, ...] = ()) -> None:
+def explore(
+    path: str, output: Path, images: int, which: str = "best", trust: tuple[str, ...] = (), force: bool = False
+) -> None:
     """Writes the page with so many test images; with 0 no data set is read."""
     find_run(path)  # answers in a moment, where torch takes seconds
-    check_output(output)
+    check_output(output, force)
     from vae.run.load import load_run
     from vae.run.settings import caption
 

@@ -10,12 +10,14 @@ from vae.files import replace
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def check_output(output: Path, *libraries: str) -> None:
+def check_output(output: Path, force: bool, *libraries: str) -> None:
     """Raises InputError, before any work, where no page can be written: its path, or a library that is absent."""
     if output.suffix not in (".html", ".htm"):
         raise InputError(f"-o {output}: a page ends in .html; for example -o page.html")
     if output.is_dir():
         raise InputError(f"-o {output}: is a folder; name a file in it, such as -o {output / 'page.html'}")
+    if output.exists() and not force:
+        raise InputError(f"-o {output}: is there already; give another name, or --force to replace it")
     absent = [name for name in ("jinja2", *libraries) if find_spec(name) is None]
     if absent:
         raise InputError(f"a page needs {' and '.join(absent)}: pip install 'vae-lightning[report]'")

@@ -21,14 +21,16 @@ REPORT = {"the report's MLP, best of 70 epochs": 35.86, "the report's convolutio
 Chart = dict[str, Any]
 
 
-def report(path: str, output: Path, images: int, which: str = "best", trust: tuple[str, ...] = ()) -> None:
+def report(
+    path: str, output: Path, images: int, which: str = "best", trust: tuple[str, ...] = (), force: bool = False
+) -> None:
     """Writes the page of a run, or of the runs below a folder; with no images, no data set is read."""
     if Path(path).is_dir() and not is_run(Path(path)) and any(find_directories(Path(path))):
         from vae.commands.report_sweep import report_sweep
 
-        return report_sweep(path, output)
+        return report_sweep(path, output, force)
     find_run(path)  # answers in a moment, where torch takes seconds
-    check_output(output, "plotly")
+    check_output(output, force, "plotly")
     from vae.run.load import load_run
 
     values = run_values(load_run(path, which, trust=trust), images)
@@ -139,6 +141,8 @@ def warnings(run: "TrainedRun", metrics: Plain, rows: list[dict[str, float]], im
         found.append("The likelihood is not normalised: this loss compares with no other likelihood's nats.")
     if str(metrics.get("provenance", {}).get("git_commit", "")).endswith("+changes"):
         found.append("The code differed from the commit that is named below.")
+    if not any((run.directory / "figures").glob("*.png")):
+        found.append(f"Its figures have not been drawn: vae evaluate {run.directory} draws them.")
     if not images:
         found.append("No data set was read: there are no baselines and no test images on this page.")
     return found + logged_warnings(run.directory / "train.log")

@@ -20,9 +20,9 @@ SHOWN = ("reconstructions", "samples", "losses")
 HIGHER = ("elbo", "accuracy", "precision", "recall", "entropy", "active_units", "images_per_second")
 
 
-def report_sweep(path: str, output: Path) -> None:
+def report_sweep(path: str, output: Path, force: bool) -> None:
     """Writes the page of a sweep; raises InputError where no run below the folder is finished."""
-    check_output(output, "plotly")
+    check_output(output, force, "plotly")
     found = compare([path])
     if not found.tables:
         raise InputError(f"{path}: none of its {len(found.left_out)} runs is finished; their commands continue them")
