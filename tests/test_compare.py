@@ -295,3 +295,29 @@ def test_500_runs_take_two_seconds_and_no_torch(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert "99 configurations" in ended.stdout
     assert time.perf_counter() - started < 2
+
+
+def test_pictures_of_a_grid(grid: Path, tmp_path: Path) -> None:
+    from vae.run.compare_figures import draw, effect
+
+    found = compare([grid], ["dev/loss", "test/active_units"])
+    files = draw(found, tmp_path)
+    assert sorted(file.name for file in files) == ["front.png", "main_effects.png", "pairs.png"]
+    assert all(file.stat().st_size > 5000 for file in files)
+    both = [value for (latents, _), losses in LOSSES.items() if latents == 2 for value in losses]
+    assert effect(found.tables[0], "latent_dim", "dev/loss")["2"] == pytest.approx(interval(both))
+
+
+def test_learning_curves_are_the_checkpoints(grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vae.run import compare_figures
+
+    rows = [{"epoch": 1, "dev/loss": 5.0}, {"epoch": 2, "dev/loss": 4.0, "dev/kl": 1.0}]
+    monkeypatch.setattr(compare_figures.checkpoints, "load", lambda path: {"callbacks": {"History": {"rows": rows}}})
+    for directory in (path for path in grid.iterdir() if path.is_dir()):
+        (directory / "checkpoints").mkdir()
+        (directory / "checkpoints" / "last.ckpt").touch()
+    found = compare([grid])
+    curve = compare_figures.mean_curve(found.tables[0].rows[0], "dev/loss")
+    assert [(epoch, mean.value, mean.seeds) for epoch, mean in curve] == [(1, 5.0, 3), (2, 4.0, 3)]
+    files = compare_figures.draw(found, tmp_path)
+    assert "learning_curves.png" in {file.name for file in files}

@@ -21,9 +21,10 @@ from vae.run.build import build, build_objective
 from vae.run.directory import NOT_IDENTITY, Run
 from vae.run.keys import CONF, known_keys, leaves
 from vae.run.trainer import build_trainer
-from vae.training.callbacks import Pictures
 from vae.training.checkpoints import SaveLast
+from vae.training.dashboard import Dashboard
 from vae.training.history import History
+from vae.training.hparams import Sheet
 from vae.training.lit import LitVAE
 from vae.training.signals import GracefulStop
 
@@ -219,7 +220,14 @@ def watchers(s: Settings) -> list[tuple[Any, ...]]:
     """Of the trainer's callbacks, what they watch and how patiently."""
     run = Run(Path("nowhere"), s)
     last = SaveLast("nowhere", 1)
-    trainer = build_trainer(run, build(s)[0], History(), Pictures(0, 0, "", dict), GracefulStop(last.save), last)
+    trainer = build_trainer(
+        run,
+        build(s)[0],
+        History(),
+        Dashboard(History(), 0, 0, "", dict, {}, Sheet({}, {})),
+        GracefulStop(last.save),
+        last,
+    )
     return [
         (type(c), getattr(c, "monitor", None), getattr(c, "mode", None), getattr(c, "patience", None))
         for c in trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it

@@ -13,6 +13,7 @@ from test_use import trained  # noqa: F401  # a fixture
 from test_vae_command import vae
 
 from vae.commands import export
+from vae.distributions import ContinuousBernoulli, DiscretizedLogistic
 from vae.model import VAE
 from vae.run.build import build_vae
 from vae.run.load import load_run
@@ -143,3 +144,9 @@ def test_norms_and_pools_are_described_too(norm: str, pool: str) -> None:
         rebuilt.load_state_dict(net.state_dict())
         with torch.no_grad():
             torch.testing.assert_close(rebuilt(given), getattr(model, half)(given))
+
+
+def test_the_means_written_for_onnx_are_those_of_the_distributions() -> None:
+    loc, scale = torch.rand(2, 3, 1, 5, 4), 0.003 + 0.2 * torch.rand(2, 3, 1, 5, 4)
+    for p in (DiscretizedLogistic(loc, scale), ContinuousBernoulli(40 * (loc - 0.5)), ContinuousBernoulli(loc / 10)):
+        torch.testing.assert_close(export.mean_of(p), p.mean, rtol=0, atol=5e-6)

@@ -1,6 +1,7 @@
 """What a run's trainer is made of, what it shows on a terminal, and which sizes are refused before it is built."""
 
 import importlib.util
+import logging
 import os
 import pty
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,8 @@ from vae.errors import InputError
 from vae.run.build import build
 from vae.run.directory import Run
 from vae.run.trainer import build_parts, prepared_trainer
-from vae.training.history import EventFileLogger
+from vae.training.callbacks import EpochLine
+from vae.training.history import EventFileLogger, History
 from vae.words import duration
 
 pytestmark = pytest.mark.usefixtures("digits_once")
@@ -107,6 +110,21 @@ def test_a_model_that_does_not_fit_is_refused_with_its_size_and_keys(tmp_path: P
 @pytest.mark.parametrize(("seconds", "said"), [(41.4, "41 s"), (240, "4 min"), (9000, "2.5 h")])
 def test_a_duration_is_said_shortly(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+def test_the_end_is_announced_once_the_pace_is_known(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """Ten batches take 4 s: an epoch of 25 takes 10 s, and five of eight epochs are left."""
+    line, now = EpochLine(History()), 0.0
+    monkeypatch.setattr("vae.training.callbacks.time.perf_counter", lambda: now)
+    trainer: Any = SimpleNamespace(num_training_batches=25, max_epochs=8, current_epoch=3)
+    lit: Any = None
+    with caplog.at_level(logging.INFO):
+        line.on_train_epoch_start(trainer, lit)
+        for _ in range(20):
+            now += 0.4
+            line.on_train_batch_end(trainer, lit)
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert re.fullmatch(r"about 10 s an epoch and 50 s in all: it will end at about \d\d:\d\d", said)
 
 
 def on_a_terminal(*arguments: str) -> str:

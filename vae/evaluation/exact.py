@@ -5,6 +5,7 @@ image alone: log p(x) - ELBO(q*) is what the family cannot do, ELBO(q*) - ELBO(q
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +15,9 @@ from vae.distributions import Normal
 from vae.model import VAE
 
 TOLERANCE = 0.01  # nats between all points and every second one
-POINTS = {1: (1001, 16001), 2: (101, 201)}  # a grid's points along each latent, at first and at most
+POINTS = {1: (1001, 16001), 2: (101, 401)}  # a grid's points along each latent, at first and at most
 REACH = 30.0  # nats below the largest log p(x, z) at which a point no longer counts
+FAR = -1e4  # nats, in the place of log p(x, z) off the grid
 ROUNDS = 12  # of moving and refining the grids
 ROWS = 4000  # points times images that are decoded at once
 
@@ -136,31 +138,41 @@ def _quadrature(vae: VAE, x: Tensor, low: Tensor, high: Tensor, points: int) -> 
     return TruePosterior(grid.axes.expand(len(x), -1, -1), log_joint, log_px, (log_px - coarse).abs())
 
 
-def best_gaussian(true: TruePosterior, start: Normal, steps: int = 300) -> Normal:
+def best_gaussian(true: TruePosterior, start: Normal) -> Normal:
     """q* = N(mu, diag sigma^2), the one of the largest ELBO for each image: batch (N, D).
 
-    Found by gradients from the better of two starts: the encoder's q and the true posterior's moments.
+    The best of three searches by gradients: from the encoder's q, from the true posterior's moments, from its mode.
     """
-    moments, own = _moments(true), (start.mean.double().cpu(), start.stddev.double().cpu())
-    ahead = true.elbo(true.on_grid(Normal(*moments))) > true.elbo(true.on_grid(Normal(*own)))
-    mean, sigma = (torch.where(ahead[:, None], m, o) for m, o in zip(moments, own, strict=True))
+    own = start.mean.double().cpu(), start.stddev.double().cpu()
+    starts = [own, _moments(true), (_mode(true), own[1])]
+    found = [Normal(*_search(true, mean, sigma)) for mean, sigma in starts]
+    best = torch.stack([true.elbo(true.on_grid(q)) for q in found]).argmax(0)  # (N,)
+    images = torch.arange(len(best))
+    means, deviations = torch.stack([q.mean for q in found]), torch.stack([q.stddev for q in found])
+    return Normal(means[best, images], deviations[best, images])
+
+
+@torch.enable_grad()
+def _search(true: TruePosterior, mean: Tensor, sigma: Tensor, steps: int = 300) -> tuple[Tensor, Tensor]:
+    """The Gaussian's mean and standard deviation (N, D) after as many steps uphill."""
     finest = true.axes[..., 1] - true.axes[..., 0]  # a narrower Gaussian would hide between two points
-    with torch.enable_grad():
-        shift, growth = torch.zeros(2, *mean.shape, dtype=torch.float64).unbind()
-        shift.requires_grad_()
-        growth.requires_grad_()
-        optimizer = torch.optim.Adam([shift, growth], lr=0.05)
-        fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    shift = torch.zeros_like(mean).requires_grad_()
+    growth = torch.zeros_like(mean).requires_grad_()
+    optimizer = torch.optim.Adam([shift, growth], lr=0.05)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        there, width = mean + sigma * shift, torch.maximum(sigma * growth.exp(), finest)
+        (-_gaussian_elbo(true, there, width).sum()).backward()
+        optimizer.step()
+        fall.step()
+    return (mean + sigma * shift).detach(), torch.maximum(sigma * growth.exp(), finest).detach()
 
-        def current() -> tuple[Tensor, Tensor]:
-            return mean + sigma * shift, torch.maximum(sigma * growth.exp(), finest)
 
-        for _ in range(steps):
-            optimizer.zero_grad()
-            (-_gaussian_elbo(true, *current()).sum()).backward()
-            optimizer.step()
-            fall.step()
-    return Normal(*(value.detach() for value in current()))
+def _mode(true: TruePosterior) -> Tensor:
+    """(N, D): the grid's point of the largest density."""
+    at = true.log_joint.flatten(1).argmax(1)  # (N,)
+    return true.points.transpose(0, 1)[torch.arange(len(at)), at]
 
 
 def _moments(true: TruePosterior) -> tuple[Tensor, Tensor]:
@@ -184,7 +196,8 @@ def _gaussian_elbo(true: TruePosterior, mean: Tensor, sigma: Tensor) -> Tensor:
     expected = true.log_joint
     for latent in reversed(range(true.axes.shape[1])):
         expected = (expected * mass[:, latent].view(len(mass), *[1] * (expected.dim() - 2), -1)).sum(-1)
-    return expected + q.entropy().sum((1, 2))
+    beyond = 1 - mass.sum(-1).prod(-1)  # of q's mass lies off the grid, where log p(x, z) is far below all that counts
+    return expected + q.entropy().sum((1, 2)) + FAR * beyond
 
 
 @dataclass
@@ -204,13 +217,24 @@ class Gaps:
         return self.best_elbo - self.elbo
 
 
+class Inference(NamedTuple):
+    """What is said of one image's z: batches of one."""
+
+    true: TruePosterior
+    q: Distribution
+    best: Normal
+
+
 @torch.no_grad()
-def inference_gaps(vae: VAE, x: Tensor) -> tuple[TruePosterior, Distribution, Normal, Gaps]:
-    """For x (N, C, H, W): the true posterior, the encoder's q, the best Gaussian with a diagonal covariance, the gaps.
+def inference_gaps(vae: VAE, x: Tensor) -> tuple[list[Inference], Gaps]:
+    """For x (N, C, H, W): of each image the true posterior, the encoder's q, the best diagonal Gaussian; the gaps.
 
     An encoder whose q is no such Gaussian may stand above the best of them: its amortisation is then below 0.
     """
-    true, q = true_posterior(vae, x), vae.encode(x)
-    best = best_gaussian(true, Normal(q.mean, q.stddev))
-    gaps = Gaps(true.log_px, true.elbo(true.on_grid(q)), true.elbo(true.on_grid(best)))
-    return true, q, best, gaps
+    found = []
+    for one in x.split(1):  # alone, so that a difficult image refines no other's grid
+        true, q = true_posterior(vae, one), vae.encode(one)
+        found.append(Inference(true, q, best_gaussian(true, Normal(q.mean, q.stddev))))
+    elbo = torch.cat([each.true.elbo(each.true.on_grid(each.q)) for each in found])
+    best_elbo = torch.cat([each.true.elbo(each.true.on_grid(each.best)) for each in found])
+    return found, Gaps(torch.cat([each.true.log_px for each in found]), elbo, best_elbo)

@@ -67,9 +67,7 @@ def prior_quantiles(vae: VAE, levels: Tensor) -> Tensor:
     try:
         return vae.prior.icdf(levels.unsqueeze(1).to(device_of(vae))).cpu()
     except (AttributeError, NotImplementedError):
-        generator = torch.Generator().manual_seed(derive(0, "prior quantiles"))
-        draws = vae.draw_prior(torch.randn(10_000, vae.noise_per_draw, generator=generator)).cpu()
-        return draws.quantile(levels, dim=0)
+        return prior_draws(vae, 0, 10_000).cpu().quantile(levels, dim=0)
 
 
 def latent_names(latents: list[int]) -> list[str]:

@@ -21,12 +21,13 @@ from vae.evaluation.annealing import annealed_metrics
 from vae.evaluation.estimates import Generated, posteriors
 from vae.evaluation.gallery import Subject, draw_figure, names_of
 from vae.run.directory import Run, write
-from vae.run.keys import Settings, leaves
+from vae.run.keys import Settings
 from vae.run.load import load_weights
 from vae.run.process import in_a_sweep
 from vae.run.provenance import provenance
 from vae.run.settings import caption
-from vae.run.table import print_results, show_result
+from vae.run.table import as_markdown, print_results, show_result
+from vae.run.trainer import sheet_of
 from vae.training import checkpoints
 from vae.training.history import History, writer_of
 from vae.training.lit import LitVAE
@@ -152,12 +153,11 @@ def tensorboard(
     drawn: dict[str, Figure],
 ) -> None:
     for name, figure in drawn.items():
-        writer.add_figure(f"final/{name}", figure, int(metrics["steps"]), close=False)
+        writer.add_figure(f"figures/{name}", figure, int(metrics["steps"]), close=False)
     if draws_figures(run.settings):
         embed(writer, lit, data, int(metrics["steps"]))
-    flat = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in leaves(run.settings.plain)}
-    flat.pop("run_dir")
-    hparams(writer, flat, metrics)
+    writer.add_text("results", as_markdown(metrics), int(metrics["steps"]))
+    sheet_of(run).end(writer, metrics)
     writer.flush()
 
 
@@ -170,19 +170,6 @@ def embed(writer: SummaryWriter, lit: LitVAE, data: ImageDataModule, step: int) 
     means = posteriors(lit.vae, data.dev.images[:count]).mu
     labels = data.dev.labels[:count].tolist() if data.classes else None
     writer.add_embedding(means, labels, images, step, "posterior_means")
-
-
-def hparams(writer: SummaryWriter, flat: dict[str, Any], metrics: dict[str, float]) -> None:
-    """Into the run's own event file; SummaryWriter.add_hparams would open a second folder."""
-    from torch.utils.tensorboard.summary import hparams as summaries
-
-    final = {
-        f"final/{name}": value for name, value in metrics.items() if "/kl_per_latent/" not in name
-    }  # apart from the curves of the same names
-    for name, value in final.items():
-        writer.add_scalar(name, value, int(metrics["steps"]))  # which opens the file anew where training has closed it
-    for summary in summaries(flat, final):
-        writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]  # None only after close
 
 
 def evaluate_and_write(run: Run, lit: LitVAE, data: ImageDataModule, trainer: Trainer, history: History) -> float:

@@ -45,6 +45,15 @@ def print_results(run: Run, metrics: dict[str, Any] | None = None, everything: b
         console.print(line, highlight=False, soft_wrap=True)
 
 
+def as_markdown(metrics: dict[str, Any]) -> str:
+    """The closing table for TensorBoard's Text tab."""
+    cells = [
+        (name, written(metrics, f"dev/{name}"), written(metrics, f"test/{name}"), units(name, metrics))
+        for name in table_rows(metrics)
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [("metric", "dev", "test", "unit"), ("---",) * 4, *cells])
+
+
 def headline(run: Run, metrics: dict[str, Any], monitor: str) -> str:
     """The metric that the best epoch was chosen by, and the NLL where there is one."""
     best = f"{monitor} {written(metrics, monitor)} in epoch {metrics['best_epoch']} of {metrics['epochs']}"

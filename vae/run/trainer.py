@@ -1,6 +1,7 @@
 """Builds Lightning's Trainer; a run already begun continues from its checkpoint."""
 
 import logging
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from inspect import signature
 from typing import Any, TypeVar
 
 import torch
+import yaml
 from hydra.utils import get_object
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping
@@ -19,13 +21,15 @@ from vae.errors import InputError
 from vae.evaluation.baselines import baselines
 from vae.files import writable
 from vae.run.build import instantiate_part
-from vae.run.directory import Run
+from vae.run.directory import NOT_IDENTITY, Run
 from vae.run.load import check_data, check_origin
 from vae.run.settings import caption, monitored
 from vae.training import checkpoints
-from vae.training.callbacks import EpochLine, Pictures, QuietBar
+from vae.training.callbacks import EpochLine, QuietBar
 from vae.training.checkpoints import DurableCheckpointIO, SaveBest, SaveLast
+from vae.training.dashboard import Dashboard
 from vae.training.history import History
+from vae.training.hparams import Sheet
 from vae.training.lightning_insides import NullProfiler, install_fast_loop
 from vae.training.lit import LitVAE
 from vae.training.signals import GracefulStop
@@ -51,14 +55,14 @@ def build_parts(group: str, nodes: dict[str, Any], kind: type[T], **offered: Any
 
 
 def build_trainer(
-    run: Run, lit: LitVAE, history: History, pictures: Pictures, stop: GracefulStop, last: SaveLast
+    run: Run, lit: LitVAE, history: History, dashboard: Dashboard, stop: GracefulStop, last: SaveLast
 ) -> Trainer:
     settings = run.settings
     options = dict(settings.plain["trainer"])
     bar, fast = options.pop("enable_progress_bar"), options.pop("fast_step")
     bar = sys.stdout.isatty() if bar is None else bar
     monitor, mode = monitored(settings, lit.vae.likelihood.normalised)
-    callbacks: list[Callback] = [history, EpochLine(history), pictures]
+    callbacks: list[Callback] = [history, EpochLine(history), dashboard]
     callbacks += [QuietBar()] if bar else []
     if patience := settings.callbacks.early_stopping:
         # LitVAE stops at a loss that is not finite, and names its cause
@@ -116,7 +120,42 @@ def prepared_trainer(run: Run, lit: LitVAE, data: ImageDataModule) -> Iterator[t
     writable(run.checkpoint_directory, 2 * state if start is None else state)  # best and last, or one of them again
     log.info("%s; %d training and %d dev images", describe(lit), len(data.train), len(data.dev))
     history, last = History(), SaveLast(run.checkpoint_directory, settings.callbacks.checkpoint_minutes)
-    words = caption(settings.plain)
-    pictures = Pictures(settings.callbacks.figures_every, settings.seed, words, lambda: baselines(lit.vae, data))
+    dashboard = Dashboard(
+        history,
+        settings.callbacks.figures_every,
+        settings.seed,
+        caption(settings.plain),
+        lambda: baselines(lit.vae, data),
+        texts(run),
+        sheet_of(run),
+    )
     with GracefulStop(last.save) as stop:
-        yield build_trainer(run, lit, history, pictures, stop, last), history
+        yield build_trainer(run, lit, history, dashboard, stop, last), history
+
+
+def texts(run: Run) -> dict[str, str]:
+    """What was trained, as Markdown for TensorBoard's Text tab."""
+    command = shlex.join(["python", "train.py", *(f"{key}={value}" for key, value in given(run).items())])
+    return {
+        "command": indented(command),
+        "configuration": indented(yaml.safe_dump(run.settings.plain, sort_keys=False)),
+    }
+
+
+def indented(text: str) -> str:
+    """A block of code in Markdown, whatever characters it holds."""
+    return "".join(f"    {line}\n" for line in text.splitlines())
+
+
+def given(run: Run) -> dict[str, str]:
+    """The keys of the run's command line with their values, as Hydra recorded them."""
+    record = run.directory / ".hydra" / "overrides.yaml"
+    overrides = yaml.safe_load(record.read_text()) if record.exists() else []
+    return {key.lstrip("+"): value for key, _, value in (one.partition("=") for one in overrides or [])}
+
+
+def sheet_of(run: Run) -> Sheet:
+    """The run's row in HPARAMS: keys that change no result say nothing there."""
+    aside = ("evaluation", "callbacks", "logger", "hydra")
+    kept = {k: v for k, v in given(run).items() if k not in NOT_IDENTITY and not k.startswith(aside)}
+    return Sheet(run.settings.plain, kept, run.directory.name)

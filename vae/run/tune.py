@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from vae.errors import InputError, ending, is_known
 from vae.run.directory import Run
 from vae.run.keys import Settings, show
+from vae.run.process import log_to
 from vae.run.space import Search
 
 if TYPE_CHECKING:
@@ -180,10 +181,12 @@ def work(tuning: Tuning) -> "Study":
 
     study = open_study(tuning)
     with as_worker(tuning) as worker:
+        log_to(None)
         while True:
             trial = next_trial(tuning, study, worker)
             if trial is not None:
                 run_trial(tuning, study, trial)
+                log_to(None)  # not to the run's own log any longer
                 log.info(progress(tuning, study))
             elif any(one.state == TrialState.RUNNING for one in study.get_trials(deepcopy=False)):
                 time.sleep(PAUSE)  # another worker may die, and leave its trial to this one

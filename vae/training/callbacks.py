@@ -1,71 +1,52 @@
-"""What a run shows while it trains: a line an epoch, a progress bar, pictures in TensorBoard."""
+"""What a run shows on a terminal while it trains: a line an epoch, a progress bar."""
 
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import time
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from tqdm import tqdm
 
-from vae.evaluation.panels import example_images, prior_figure, reconstruction_figure
-from vae.training.history import LAYOUT, History, writer_of
-from vae.training.lit import LitVAE
+from vae.training.history import History
 from vae.words import duration
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 
 
+ANNOUNCED_AFTER = 3.0  # seconds of steps, by which their pace is known
+
+
 class EpochLine(Callback):
-    """One line an epoch in the log."""
+    """One line an epoch in the log, and one in the first epoch's beginning that says when the run will end."""
 
     def __init__(self, history: History) -> None:
         self.history = history
+        self.announced = False
+        self.since, self.batches = 0.0, 0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.since, self.batches = time.perf_counter(), 0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.announced:
+            return
+        self.batches += 1
+        if (passed := time.perf_counter() - self.since) < ANNOUNCED_AFTER:
+            return
+        self.announced = True
+        epoch = passed / self.batches * int(trainer.num_training_batches)
+        left = epoch * ((trainer.max_epochs or 1) - trainer.current_epoch)
+        end = time.strftime("%H:%M", time.localtime(time.time() + left))
+        log.info("about %s an epoch and %s in all: it will end at about %s", duration(epoch), duration(left), end)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         row, seconds = self.history.rows[-1], self.history.seconds
         parts = [f"{name} {row[name]:.2f}" for name in ("train/loss", "dev/loss", "dev/kl", "dev/elbo") if name in row]
+        self.announced = True  # by the line itself
         epochs, last = len(self.history.rows), trainer.max_epochs or 0
         left = f", about {duration(seconds / epochs * (last - epochs))} left" if epochs < last else ""
         log.info("epoch %d of %s  %s  %.0f s%s", row["epoch"], last, "  ".join(parts), seconds, left)
-
-
-class Pictures(Callback):
-    """Reconstructions of the same dev images and samples of the same prior draws, every few epochs."""
-
-    def __init__(self, every: int, seed: int, caption: str, baselines: Callable[[], dict[str, float]]) -> None:
-        self.every, self.seed, self.caption = every, seed, caption
-        self.find_baselines = baselines
-        self.baselines: dict[str, float] | None = None
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        writer = writer_of(trainer)
-        if writer is None:
-            return
-        if self.baselines is None:
-            self.baselines = self.find_baselines()
-            writer.add_custom_scalars(LAYOUT)
-        for name, value in self.baselines.items():
-            writer.add_scalar(f"baseline/{name.replace(' ', '_')}", value, trainer.global_step)
-        if self.every and (trainer.current_epoch % self.every == 0 or trainer.current_epoch + 1 == trainer.max_epochs):
-            self._draw(trainer, pl_module, writer)
-
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, writer: "SummaryWriter") -> None:
-        assert isinstance(pl_module, LitVAE)
-        x, _ = example_images(trainer.datamodule)  # type: ignore[attr-defined]  # Lightning sets it
-        caption = f"{self.caption}; epoch {trainer.current_epoch + 1}"
-        vae, training = pl_module.vae, pl_module.vae.training
-        vae.eval()
-        drawn = {
-            "reconstructions": reconstruction_figure(vae, x, f"{caption}; dev"),
-            "prior samples": prior_figure(vae, self.seed, caption),
-        }
-        vae.train(training)
-        for name, figure in drawn.items():
-            writer.add_figure(name, figure, trainer.global_step, close=False)
 
 
 class QuietBar(TQDMProgressBar):

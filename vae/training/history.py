@@ -1,6 +1,7 @@
-"""The metrics of each epoch, kept in the checkpoint and written to TensorBoard."""
+"""The metrics of each epoch, kept in the checkpoint, and the event files that Lightning writes them to."""
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -12,24 +13,6 @@ from vae.training.lit import LitVAE
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-LATENTS_LOGGED = 64  # beyond it the KL of single latents is in the figure only
-
-LAYOUT = {
-    "losses": {
-        "loss, train and dev": ["Multiline", ["train/loss", "train_eval/loss", "dev/loss", "baseline/.*"]],
-        "reconstruction": ["Multiline", ["train/reconstruction", "dev/reconstruction"]],
-        "KL": ["Multiline", ["train/kl", "dev/kl"]],
-        "ELBO (nats)": ["Multiline", ["train/elbo", "dev/elbo"]],
-    },
-    "latents": {"KL per latent (nats, dev)": ["Multiline", ["kl_per_latent/.*"]]},
-    "optimisation": {
-        "learning rate": ["Multiline", ["lr"]],
-        "gradient norm": ["Multiline", ["train/grad_norm"]],
-        "beta": ["Multiline", ["train/beta"]],
-        "decoder's mean sigma": ["Multiline", ["dev/sigma"]],
-    },
-}
-
 
 def writer_of(trainer: Trainer) -> "SummaryWriter | None":
     return next((each.experiment for each in trainer.loggers if isinstance(each, TensorBoardLogger)), None)
@@ -40,6 +23,13 @@ class EventFileLogger(TensorBoardLogger):
 
     def __init__(self, save_dir: str, purge_step: int | None = None) -> None:
         super().__init__(save_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Lightning counts the epoch from 0 and names the last step by its number; here both are counts."""
+        counted = dict(metrics)
+        if "epoch" in counted:
+            counted["epoch"] += 1
+        super().log_metrics(counted, None if step is None else step + 1)
 
     def save(self) -> None:
         self.experiment.flush()
@@ -78,23 +68,10 @@ class History(Callback):
         self.kl_per_latent = kl if len(kl) == pl_module.vae.latent_dim else []
         self.images += min(len(trainer.datamodule.train), self._limit(trainer))  # type: ignore[attr-defined]  # Lightning sets it
         self.rows.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **metrics})
-        self._write(trainer, metrics)
 
     @staticmethod
     def _limit(trainer: Trainer) -> int:
         return int(trainer.num_training_batches) * trainer.datamodule.batch_size  # type: ignore[attr-defined]  # Lightning sets it
-
-    def _write(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        writer = writer_of(trainer)
-        if writer is None:
-            return
-        step = trainer.global_step
-        if not self.kl_per_latent:
-            writer.add_text("kl_per_latent", "None: the prior or the posterior ties the latents together.", 0)
-        if "dev/sigma" in metrics:
-            writer.add_scalar("dev/sigma", metrics["dev/sigma"], step)
-        for latent, kl in enumerate(self.kl_per_latent[:LATENTS_LOGGED]):
-            writer.add_scalar(f"kl_per_latent/{latent:02d}", kl, step)
 
     def curve(self, name: str) -> list[tuple[int, float]]:
         """(epoch, value) where the metric was logged."""

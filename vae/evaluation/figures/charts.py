@@ -461,13 +461,13 @@ def true_posteriors(
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = chart(390 * columns, 370 * rows, caption, columns=columns, rows=rows)
-    for axis, panel, text in zip(axes, panels, gaps, strict=False):
+    figure, axes = chart(450 * columns, 410 * rows, caption, columns=columns, rows=rows)
+    for number, (axis, panel, text) in enumerate(zip(axes, panels, gaps, strict=False)):
         if len(latents) == 1:
             _densities(axis, panel)
         else:
             _regions(axis, panel)
-        dress(axis, "", latents[0], "density" if len(latents) == 1 else latents[1], text)
+        dress(axis, f"image {number}", latents[0], "density" if len(latents) == 1 else latents[1], text)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     handles = [Line2D([], [], label=label, **style) for label, style in TRUTHS.values()]
@@ -491,13 +491,19 @@ def _densities(axis: Axes, panel: Mapping[str, Any]) -> None:
 def _regions(axis: Axes, panel: Mapping[str, Any]) -> None:
     """The smallest regions that hold 50 % and 95 % of each density."""
     x, y = panel["z"]
+    held = np.zeros((len(x), len(y)), dtype=bool)
     for name, (_, style) in TRUTHS.items():
         if name in panel:
             density = np.asarray(panel[name])
+            held |= density >= _levels(density)[0]
             axis.contour(
                 x, y, density.T, levels=_levels(density), colors=style["color"], linewidths=style["linewidth"],
                 linestyles=style.get("linestyle", "-"),
             )  # fmt: skip
+    for values, inside, limit in ((x, held.any(1), axis.set_xlim), (y, held.any(0), axis.set_ylim)):
+        low, high = values[inside].min(), values[inside].max()
+        pad = 0.25 * (high - low) + values[1] - values[0]
+        limit(low - pad, high + pad)
 
 
 def _levels(density: np.ndarray) -> list[float]:

@@ -9,12 +9,10 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from conftest import ROOT
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
@@ -26,7 +24,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmdPort={other_port}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=4
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CryptoType=crypto/munge
 SlurmUser=root
 SlurmdUser=root
@@ -91,12 +89,12 @@ class Slurm:
         until(lambda: "idle" in self.ask("sinfo", "--noheader", "--format=%T"))
 
     def daemon(self, *command: str) -> None:
-        log = open(self.folder / f"{command[0]}.out", "wb")  # noqa: SIM115  # the daemon's for as long as it lives
         program = shutil.which(command[0], path=search_path())
         assert program is not None
-        self.daemons.append(
-            subprocess.Popen([program, *command[1:]], env=self.env, stdout=log, stderr=log, start_new_session=True)
-        )
+        with open(self.folder / f"{command[0]}.out", "wb") as log:
+            self.daemons.append(
+                subprocess.Popen([program, *command[1:]], env=self.env, stdout=log, stderr=log, start_new_session=True)
+            )
 
     def stop(self) -> None:
         with contextlib.suppress(subprocess.SubprocessError):
@@ -140,16 +138,3 @@ def until(happens: Callable[[], object], seconds: float = PATIENCE) -> None:
         if time.monotonic() > deadline:
             raise subprocess.TimeoutExpired("waiting", seconds)
         time.sleep(0.2)
-
-
-@pytest.fixture(scope="session")
-def slurm() -> Iterator[Slurm]:
-    if why := missing():
-        pytest.skip(why)
-    with tempfile.TemporaryDirectory(prefix="slurm") as folder:  # a short path: sockets allow 108 bytes
-        cluster = Slurm(Path(folder))
-        try:
-            cluster.start()
-            yield cluster
-        finally:
-            cluster.stop()
