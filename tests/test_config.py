@@ -266,6 +266,7 @@ def halves(key: str, value: Any, given: tuple[str, ...]) -> dict[str, Case]:
 
 CASES: dict[str, Case] = {
     "latent_dim": Case(3),
+    "model.conditional": Case(True),
     "dropout": Case(0.0),
     "seed": Case(1),
     **halves("hidden", [6, 5], SHORT),

@@ -211,6 +211,21 @@ def test_a_folder_with_an_equals_sign_needs_no_quotes() -> None:
     assert settings_of(*command.prepare(given)[:2]).run_dir == "a/latent_dim=2,model=it's"
 
 
+def test_a_dry_run_lists_the_jobs_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder(tmp_path, "seed=1", "seed=1")
+    before = tree(tmp_path)
+    assert run_sweep(monkeypatch, "--dry-run", *SMALL, "seed=1,2", f"run_dir={tmp_path}") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        f"sweep of 2 runs in {tmp_path}: 1 begun, 1 to do",
+        "begun          seed=1",
+        "to do          seed=2",
+    ]
+    assert tree(tmp_path) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -3,12 +3,14 @@
 D latents, K samples (they always lead), B images of shape (C, H, W), P parameters a pixel.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from vae.errors import InputError
 from vae.likelihoods import Likelihood
 from vae.networks import Shape
 from vae.noise import fixed_noise
@@ -27,6 +29,9 @@ class VAE(nn.Module):
     `encoder(image_shape=, out_features=)` and `decoder(in_features=, image_shape=)` build the halves: the image's shape
     comes from the data, the parameters a pixel from the likelihood, the encoder's features from the posterior, so none
     is written twice. `prior(latent_dim=, image_shape=)` and `posterior(latent_dim=)` build what is said of z.
+
+    With `classes` both halves are conditional on a label y (Kingma et al. 2014, M2): the encoder sees it as one more
+    channel, a learned plane for each class, and the decoder beside z. `given(y)` says of which classes images are.
     """
 
     prior_loc: Tensor  # zeros (D,) of the model's type, on its device
@@ -40,14 +45,20 @@ class VAE(nn.Module):
         image_shape: Shape,
         prior: Callable[..., Prior] = Standard,
         posterior: Callable[..., Posterior] = Diagonal,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         channels, *size = image_shape
+        self.classes = classes
+        self.labels: Tensor | None = None  # (B,), while `given` holds
         self.latent_dim, self.image_shape = latent_dim, tuple(image_shape)
         self.likelihood = likelihood
         head = posterior(latent_dim=latent_dim)
-        self.encoder = encoder(image_shape=image_shape, out_features=head.features)
-        self.decoder = decoder(in_features=latent_dim, image_shape=(likelihood.params_per_pixel * channels, *size))
+        self.encoder = encoder(image_shape=(channels + (classes > 0), *size), out_features=head.features)
+        in_features = latent_dim + classes
+        self.decoder = decoder(in_features=in_features, image_shape=(likelihood.params_per_pixel * channels, *size))
+        if classes:
+            self.planes = nn.Embedding(classes, size[0] * size[1])
         self.posterior_head = head
         self.prior_head = prior(latent_dim=latent_dim, image_shape=self.image_shape)
         self.register_buffer("prior_loc", torch.zeros(latent_dim), persistent=False)
@@ -60,13 +71,39 @@ class VAE(nn.Module):
     def encode(self, x: Tensor) -> Distribution:
         """q(z|x) for x (B, C, H, W): batch shape (B, D) where the latents are independent, else (B,) and event (D,)."""
         x = x.to(self.prior_loc.dtype)  # images are float32, the weights under 64-true are not
+        if self.classes:
+            x = torch.cat([x, self.planes(self._labels_of(len(x))).view(-1, 1, *x.shape[2:])], 1)
         return self.posterior_head(at_least_float32(self.encoder(x)))
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x|z) for z (K, B, D): batch shape (K, B), event (C, H, W)."""
-        params = at_least_float32(self.decoder(z.flatten(0, -2)))  # (K B, P C, H, W)
+        flat = z.flatten(0, -2)  # (K B, D)
+        if self.classes:
+            y = self._labels_of(z.shape[-2]).repeat(len(flat) // z.shape[-2])  # (K B,)
+            flat = torch.cat([flat, nn.functional.one_hot(y, self.classes).to(flat)], 1)
+        params = at_least_float32(self.decoder(flat))  # (K B, P C, H, W)
         pixel = (self.likelihood.params_per_pixel, *self.image_shape)
         return self.likelihood(params.view(*z.shape[:-1], *pixel))
+
+    def given(self, labels: Tensor | int) -> AbstractContextManager[None]:
+        """Within it, a conditional model meets images of these classes, (B,) or one for all; others take no note."""
+        return self._with_labels(torch.as_tensor(labels)) if self.classes else nullcontext()
+
+    @contextmanager
+    def _with_labels(self, labels: Tensor) -> Iterator[None]:
+        before, self.labels = self.labels, labels.to(self.prior_loc.device)
+        try:
+            yield
+        finally:
+            self.labels = before
+
+    def _labels_of(self, count: int) -> Tensor:
+        if self.labels is None:
+            raise InputError(
+                f"model.conditional=true: the model needs the labels of {count} images; in Python, with "
+                "vae.given(labels): ..., at the command line, vae sample RUN --label 3"
+            )
+        return self.labels.expand(count)
 
     @property
     def noise_per_draw(self) -> int:

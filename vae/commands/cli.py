@@ -184,6 +184,7 @@ def sample(
     seed: SeedOption = 0,
     temperature: Annotated[float, typer.Option(min=0, help="Below 1: nearer to the mean of z.")] = 1.0,
     origin: Annotated[Origin, typer.Option("--from", help="Where z comes from.")] = Origin.prior,
+    label: Annotated[int | None, typer.Option(help="The class of all images, for a conditional model.")] = None,
     checkpoint: CheckpointOption = Best,
     trust: TrustOption = None,
     out: OutOption = None,
@@ -197,7 +198,7 @@ def sample(
     from vae.commands.sample import sample
 
     how = {"checkpoint": checkpoint, "trust": trust, "force": force}
-    sample(run, count, x, seed, temperature, origin, out, **how)
+    sample(run, count, x, seed, temperature, origin, out, label, **how)
 
 
 @app.command(rich_help_panel=USE)
@@ -521,6 +522,20 @@ def bench(
     from vae.commands.bench import main
 
     main(overrides or [], turns, usual, as_json)
+
+
+@app.command(rich_help_panel=MACHINE)
+def model(
+    overrides: Annotated[list[str] | None, typer.Argument(help="As for train.", metavar="[KEY=VALUE]...")] = None,
+    output: Annotated[str, typer.Option("--output", "-o", help="The picture: .png, .svg or .pdf.")] = "model.png",
+) -> None:
+    """Show the layers of a configured model, with their shapes and numbers of parameters, and draw them.
+
+    Example: vae model data=digits model=conv latent_dim=8 -o conv.png
+    """
+    from vae.commands.model import main
+
+    main(overrides or [], output)
 
 
 def refuse_early(run: str, checkpoint: str, out: str | None, force: bool, images: list[str] | None = None) -> None:

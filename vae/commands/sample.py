@@ -1,11 +1,13 @@
 """`vae sample RUN`: images from the prior, or from the aggregate posterior."""
 
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
 
 from vae.commands.opening import default_out, describe, open_run
 from vae.commands.output import check_out, write
+from vae.errors import InputError
 from vae.evaluation import draws, figures
 from vae.run.load import TrainedRun
 
@@ -14,14 +16,27 @@ ORIGINS = {"prior": "z from the prior", "posterior": "z from a Gaussian mixture 
 
 
 def sample(
-    path: str, count: int, x: str, seed: int, temperature: float, origin: str, out: str | None, **how: Any
+    path: str,
+    count: int,
+    x: str,
+    seed: int,
+    temperature: float,
+    origin: str,
+    out: str | None,
+    label: int | None,
+    **how: Any,
 ) -> None:
     place = check_out(out, how.pop("force"))
     run = open_run(path, **how)
+    if label is not None and not 0 <= label < run.vae.classes:
+        allowed = f"0 to {run.vae.classes - 1}" if run.vae.classes else "none, as the model is not conditional"
+        raise InputError(f"--label={label}: this model's classes are {allowed}")
     z = latents(run, count, seed, temperature, origin)
-    images = draws.decode(run.vae, z, x, seed, bar=True)
+    with nullcontext() if label is None else run.vae.given(label):
+        images = draws.decode(run.vae, z, x, seed, bar=True)
     warmth = "" if temperature == 1 else f" at temperature {temperature:g}"
-    text = f"{describe(run)}; {count} samples; {ORIGINS[origin]}{warmth}; x: {x} of p(x|z); seed {seed}"
+    of_class = "" if label is None else f" of class {label}"
+    text = f"{describe(run)}; {count} samples{of_class}; {ORIGINS[origin]}{warmth}; x: {x} of p(x|z); seed {seed}"
     values = {"z": z.numpy(), "x": images.numpy()}
     write(
         place or default_out(run, "sample.png"), lambda: figures.grid(images, draws.square(count), text), values, SHOWS

@@ -28,5 +28,6 @@ FIGURES = {
     "neighbours": Kind("Two rows of images, generated samples over the training images nearest to them"),
     "class_histogram": Kind("Bar chart of the classes that a classifier sees in generated samples"),
     "true_posterior": Kind("The true posterior of single images, by quadrature, beside the encoder's", False),
+    "model": Kind("The layers of encoder and decoder as boxes, with their shapes and numbers of parameters", False),
     "tsne": Kind("Scatter plot of the posterior means brought to the plane by t-SNE, coloured by class", False),
 }

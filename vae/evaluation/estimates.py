@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,17 +39,20 @@ MOST_POINTS = 5000  # images of a split from which the scores of factors are tak
 Metrics = dict[str, float]
 
 
-def _chunks(vae: VAE, images: Tensor, size: int) -> Iterator[Tensor]:
-    """x (n, C, H, W) in [0, 1] on the model's device."""
-    for start in range(0, len(images), size):
-        yield as_floats(images[start : start + size].to(vae.prior_loc.device)).to(vae.prior_loc)
+def _chunks(vae: VAE, images: Tensor | Images, size: int) -> Iterator[Tensor]:
+    """x (n, C, H, W) in [0, 1] on the model's device; a conditional model is given the labels that come with them."""
+    pixels, labels = (images.images, images.labels) if isinstance(images, Images) else (images, None)
+    for start in range(0, len(pixels), size):
+        place = slice(start, start + size)
+        with nullcontext() if labels is None else vae.given(labels[place]):
+            yield as_floats(pixels[place].to(vae.prior_loc.device)).to(vae.prior_loc)
 
 
 @torch.inference_mode()
 def objective_metrics(
     vae: VAE,
     objective: Callable[..., Terms],
-    images: Tensor,
+    images: Tensor | Images,
     split: str,
     seed: int,
     step: int,
@@ -86,10 +90,11 @@ def objective_metrics(
     return {f"{split}/{name}": value for name, value in scores.items()}
 
 
-def has_batch_term(vae: VAE, objective: Callable[..., Terms], images: Tensor, step: int) -> bool:
+def has_batch_term(vae: VAE, objective: Callable[..., Terms], images: Tensor | Images, step: int) -> bool:
     """Whether the loss is not a mean over images."""
     with fixed_noise(NoiseStreams(0)), torch.inference_mode():
-        return objective(vae, next(_chunks(vae, images[:2], 2)), step).per_image is None
+        few = images.take(slice(2)) if isinstance(images, Images) else images[:2]
+        return next(objective(vae, x, step).per_image is None for x in _chunks(vae, few, 2))
 
 
 @dataclass
@@ -110,7 +115,7 @@ class Posteriors:
 
 
 @torch.inference_mode()
-def posteriors(vae: VAE, images: Tensor) -> Posteriors:
+def posteriors(vae: VAE, images: Tensor | Images) -> Posteriors:
     noise = NoiseStreams(derive(0, "posteriors"))
     form = ""
 
@@ -129,7 +134,7 @@ def posteriors(vae: VAE, images: Tensor) -> Posteriors:
 
 @torch.inference_mode()
 def bounds(
-    vae: VAE, images: Tensor, samples: int, seed: int, rows: int = ROWS, bar: bool = False
+    vae: VAE, images: Tensor | Images, samples: int, seed: int, rows: int = ROWS, bar: bool = False
 ) -> tuple[Tensor, Tensor]:
     """ELBO (N,) and importance-weighted bound (N,) on log p(x), in nats, from the same `samples` draws for each image.
 
@@ -144,7 +149,7 @@ def bounds(
 
 
 def weights_by_chunk(
-    vae: VAE, images: Tensor, samples: int, seed: int, rows: int = ROWS, bar: bool = False
+    vae: VAE, images: Tensor | Images, samples: int, seed: int, rows: int = ROWS, bar: bool = False
 ) -> Iterator[tuple[slice, Tensor]]:
     """Which images, and their log weights (K, n): the same draws for an image whatever `rows` is."""
     noise, count = NoiseStreams(derive(seed, "importance")), len(images)
@@ -158,7 +163,9 @@ def weights_by_chunk(
 
 
 @torch.inference_mode()
-def image_scores(vae: VAE, images: Tensor, samples: int, seed: int, bar: bool = False) -> tuple[Tensor, Tensor]:
+def image_scores(
+    vae: VAE, images: Tensor | Images, samples: int, seed: int, bar: bool = False
+) -> tuple[Tensor, Tensor]:
     """How likely the model finds each image (N,), and the standard error over draws (N,).
 
     The importance-weighted log p(x) in nats, its error by the delta method, which is too small where a few draws carry
@@ -175,7 +182,7 @@ def image_scores(vae: VAE, images: Tensor, samples: int, seed: int, bar: bool = 
     return score, error
 
 
-def likelihood_metrics(vae: VAE, images: Tensor, samples: int, seed: int, split: str) -> Metrics:
+def likelihood_metrics(vae: VAE, images: Tensor | Images, samples: int, seed: int, split: str) -> Metrics:
     """ELBO, rate, distortion and the importance-weighted NLL, each with its standard error over images."""
     if not vae.likelihood.normalised or not samples:
         return {}
@@ -193,7 +200,7 @@ def likelihood_metrics(vae: VAE, images: Tensor, samples: int, seed: int, split:
 
 def latent_metrics(vae: VAE, train: Images, held_out: Images, split: str, probes: bool) -> Metrics:
     """Active units (Burda et al. 2015) and, with `probes`, what kNN and a linear map read off the posterior means."""
-    means = posteriors(vae, held_out.images)
+    means = posteriors(vae, held_out)
     scores: Metrics = {"active_units": int(metrics.active_units(means.mu).sum())}
     if means.kl_per_latent is None:
         log.info("no KL per latent, since the prior or the posterior ties the latents together; KL: %s", means.kl_form)
@@ -201,7 +208,7 @@ def latent_metrics(vae: VAE, train: Images, held_out: Images, split: str, probes
         for latent, nats in enumerate(means.kl_per_latent.tolist()):
             scores[f"kl_per_latent/{latent:02d}"] = nats
     if probes:
-        data = posteriors(vae, train.images).mu, train.labels, means.mu, held_out.labels
+        data = posteriors(vae, train).mu, train.labels, means.mu, held_out.labels
         scores["knn_accuracy"] = metrics.knn_accuracy(*data)
         scores["linear_probe_accuracy"] = metrics.linear_probe_accuracy(*data)
     return {f"{split}/{name}": value for name, value in scores.items()}
@@ -211,22 +218,30 @@ def factor_metrics(vae: VAE, train: Images, held_out: Images, split: str) -> Met
     """How well the posterior means keep apart the factors that the images were made from, where these are known."""
     if train.factors is None or held_out.factors is None:
         return {}
-    fitted = posteriors(vae, train.images[:MOST_POINTS]).mu, train.factors.values[:MOST_POINTS]
-    asked = posteriors(vae, held_out.images[:MOST_POINTS]).mu, held_out.factors.values[:MOST_POINTS]
+    fitted = posteriors(vae, train.take(slice(MOST_POINTS))).mu, train.factors.values[:MOST_POINTS]
+    asked = posteriors(vae, held_out.take(slice(MOST_POINTS))).mu, held_out.factors.values[:MOST_POINTS]
     scores = factor_scores(*fitted, *asked, held_out.factors.ordered)
     return {f"{split}/{name}": value for name, value in scores.items()}
 
 
 @torch.inference_mode()
-def prior_samples(vae: VAE, count: int, seed: int, x: str) -> Tensor:
-    """Images (N, C, H, W) on the CPU; the first are the same for every `count`."""
+def prior_samples(vae: VAE, count: int, seed: int, x: str, labels: Tensor | None = None) -> Tensor:
+    """Images (N, C, H, W) on the CPU; the first are the same for every `count`. A conditional model takes `labels`.
+
+    They are repeated until there are as many as images.
+    """
     generator = np.random.default_rng(derive(seed, "generated"))
     noise = torch.from_numpy(generator.standard_normal((count, vae.noise_per_draw), dtype=np.float32))
     z = vae.draw_prior(noise)
     with fixed_noise(derive(seed, "generated x")), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "generated x"))
-        drawn = (vae.sample(part.to(vae.prior_loc), x=x).clamp(0, 1) for part in z.split(1000))
-        return metrics.gather_chunks(drawn, count)
+
+        def drawn() -> Iterator[Tensor]:
+            for rows in torch.arange(count).split(1000):
+                with nullcontext() if labels is None else vae.given(labels[rows % len(labels)]):
+                    yield vae.sample(z[rows].to(vae.prior_loc), x=x).clamp(0, 1)
+
+        return metrics.gather_chunks(drawn(), count)
 
 
 def sample_mode(data: ImageDataModule) -> str:
@@ -254,7 +269,7 @@ def sample_metrics(
     net, name = feature_net(
         cache_dir, train.images, train.labels, data.classes, fingerprint(train.images, train.labels)
     )
-    images = prior_samples(vae, generated, seed, sample_mode(data))
+    images = prior_samples(vae, generated, seed, sample_mode(data), train.labels)
     real_features, _ = embed(net, real)
     fake_features, predictions = embed(net, images)
     count = min(len(real_features), len(fake_features))

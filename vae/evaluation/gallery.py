@@ -12,6 +12,7 @@ from vae.data.batches import as_floats
 from vae.data.module import ImageDataModule
 from vae.errors import InputError
 from vae.evaluation import estimates, exact, figures, metrics
+from vae.evaluation.architecture import architecture_figure
 from vae.evaluation.baselines import baselines
 from vae.evaluation.catalogue import FIGURES
 from vae.evaluation.estimates import Generated, Posteriors, posteriors
@@ -51,18 +52,27 @@ class Subject:
         return example_images(self.data)[0]
 
     @cached_property
+    def example_labels(self) -> Tensor:
+        return example_images(self.data)[1]
+
+    @cached_property
     def reconstructed(self) -> Tensor:
         return self.vae.reconstruct(self.examples.to(device_of(self.vae))).cpu()
 
     @cached_property
     def dev(self) -> Posteriors:
-        return posteriors(self.vae, self.data.dev.images)
+        return posteriors(self.vae, self.data.dev)
 
     @property
     def order(self) -> Tensor:
         """The latents (D,), the one of the largest KL first; where there is no KL per latent, by their variance."""
         use = self.dev.mu.var(0) if self.dev.kl_per_latent is None else self.dev.kl_per_latent
         return use.argsort(descending=True)
+
+
+OF_ONE_SPACE = (  # figures of latents without labels
+    "error_map", "interpolations", "traversals", "manifold", "aggregate_posterior", "true_posterior",
+)  # fmt: skip
 
 
 def lacks(name: str, s: Subject) -> str:
@@ -83,6 +93,8 @@ def lacks(name: str, s: Subject) -> str:
         "class_histogram": "" if s.generated else "no samples: evaluation.features=false",
         "true_posterior": _no_quadrature(s),
     }
+    if s.vae.classes and name in OF_ONE_SPACE:
+        return "the model is conditional: a point of the latent space is another image for each class; take samples"
     return reasons.get(name, "")
 
 
@@ -97,7 +109,8 @@ def _visible_noise(s: Subject) -> bool:
     if s.vae.likelihood.binary_only or not s.vae.likelihood.has_sigma:
         return s.vae.likelihood.normalised
     z = prior_draws(s.vae, s.seed, 10).to(device_of(s.vae))
-    return s.vae.decode(z.unsqueeze(0)).stddev.mean().item() > 1 / 255
+    with s.vae.given(0):
+        return s.vae.decode(z.unsqueeze(0)).stddev.mean().item() > 1 / 255
 
 
 def names_of(s: Subject) -> list[str]:
@@ -110,7 +123,8 @@ def draw_figure(name: str, s: Subject) -> Figure:
     """The figure of that name, with its alternative text; raises InputError where the model has none."""
     if reason := lacks(name, s):
         raise InputError(f"figure={name}: {reason}; this model has {', '.join(names_of(s))}")
-    figure = DRAWN[name](s)
+    with s.vae.given(s.example_labels):
+        figure = DRAWN[name](s)
     figures.describe(figure, FIGURES[name].shows)
     return figure
 
@@ -253,11 +267,13 @@ def gap_words(gaps: exact.Gaps) -> str:
 
 DRAWN: dict[str, Callable[[Subject], Figure]] = {
     "losses": _losses,
-    "reconstructions": lambda s: reconstruction_figure(s.vae, s.examples, f"{s.what}; dev; {s.which} checkpoint"),
+    "reconstructions": lambda s: reconstruction_figure(
+        s.vae, s.examples, s.example_labels, f"{s.what}; dev; {s.which} checkpoint"
+    ),
     "errors": _errors,
     "error_map": _error_map,
-    "samples": lambda s: prior_figure(s.vae, s.seed, s.what),
-    "samples_drawn": lambda s: prior_figure(s.vae, s.seed, s.what, "sample"),
+    "samples": lambda s: prior_figure(s.vae, s.seed, s.what, class_names=s.data.class_names),
+    "samples_drawn": lambda s: prior_figure(s.vae, s.seed, s.what, "sample", s.data.class_names),
     "interpolations": _interpolations,
     "traversals": lambda s: traversal_figure(s.vae, s.order, s.what),
     "manifold": lambda s: manifold_figure(s.vae, s.what),
@@ -271,5 +287,6 @@ DRAWN: dict[str, Callable[[Subject], Figure]] = {
     "neighbours": _neighbours,
     "class_histogram": _class_histogram,
     "true_posterior": _true_posterior,
+    "model": lambda s: architecture_figure(s.vae, s.what),
     "tsne": _tsne,
 }

@@ -1,5 +1,6 @@
 """The images that training's pictures and the final figures share: examples, prior draws, walks through the latents."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,19 +46,28 @@ def decoded(vae: VAE, z: Tensor, seed: int, x: str = "mean") -> Tensor:
 
 
 @torch.no_grad()
-def reconstruction_figure(vae: VAE, x: Tensor, caption: str) -> "Figure":
+def reconstruction_figure(vae: VAE, x: Tensor, labels: Tensor, caption: str) -> "Figure":
     """z is the posterior mean and x the likelihood's mean, which the caption says."""
     from vae.evaluation import figures
 
-    x_hat = vae.reconstruct(x.to(device_of(vae)), z="mean", x_hat="mean").cpu()
+    with vae.given(labels):
+        x_hat = vae.reconstruct(x.to(device_of(vae)), z="mean", x_hat="mean").cpu()
     return figures.reconstructions(x, x_hat, f"{caption}; z: posterior mean; x: mean of p(x|z)")
 
 
-def prior_figure(vae: VAE, seed: int, caption: str, x: str = "mean") -> "Figure":
-    """Ten rows of ten; `x` is `mean` or `sample`."""
+def prior_figure(vae: VAE, seed: int, caption: str, x: str = "mean", class_names: Sequence[str] = ()) -> "Figure":
+    """Ten rows of ten; `x` is `mean` or `sample`. Of a conditional model a row for each of the first ten classes."""
     from vae.evaluation import figures
 
     what = "mean of p(x|z)" if x == "mean" else "drawn from p(x|z), pixel by pixel"
+    if vae.classes:
+        classes = torch.arange(min(vae.classes, EXAMPLES)).repeat_interleave(EXAMPLES)
+        z = prior_draws(vae, seed, EXAMPLES).repeat(len(classes) // EXAMPLES, 1)
+        with vae.given(classes):
+            images = decoded(vae, z, seed, x)
+        text = f"{caption}; a row for each class, in each column the same draw of z from the prior; x: {what}"
+        names = list(class_names or map(str, range(vae.classes)))[:EXAMPLES]
+        return figures.grid(images, EXAMPLES, text, names)
     images = decoded(vae, prior_draws(vae, seed), seed, x)
     return figures.grid(images, EXAMPLES, f"{caption}; 100 draws of z from the prior; x: {what}")
 
@@ -112,9 +122,10 @@ def mean_sigma(vae: VAE, data: ImageDataModule) -> float | None:
     """The decoder's standard deviation at the posterior means of the shown images, averaged over pixels."""
     if not vae.likelihood.has_sigma:
         return None
-    x, _ = example_images(data)
+    x, labels = example_images(data)
     training = vae.training
     vae.eval()
-    p = vae.decode(vae.encode(x.to(device_of(vae))).mean.unsqueeze(0))
+    with vae.given(labels):
+        p = vae.decode(vae.encode(x.to(device_of(vae))).mean.unsqueeze(0))
     vae.train(training)
     return p.stddev.mean().item()

@@ -59,8 +59,8 @@ def build_data(settings: Settings) -> ImageDataModule:
 
 def build_model(settings: Settings, data: ImageDataModule) -> LitVAE:
     """Weights are a function of the seed; the images are checked against the likelihood's support."""
-    require_memory(partial(build_vae, settings, data.image_shape), _widths(settings.plain))
-    vae = build_vae(settings, data.image_shape)
+    require_memory(partial(build_vae, settings, data.image_shape, data.classes), _widths(settings.plain))
+    vae = build_vae(settings, data.image_shape, data.classes)
     vae.likelihood.check(as_floats(data.dev.images))
     if settings.plain["model"]["decoder"].get("init_bias") == "data":
         start_at_mean(vae, data.train.images)
@@ -71,8 +71,11 @@ def build_model(settings: Settings, data: ImageDataModule) -> LitVAE:
     return build_lit(settings, vae, data.facts)
 
 
-def build_vae(settings: Settings, image_shape: Shape) -> VAE:
+def build_vae(settings: Settings, image_shape: Shape, classes: int = 0) -> VAE:
+    """`classes` of the data; raises InputError where a conditional model has none."""
     plain = settings.plain
+    if settings.model.conditional and not classes:
+        raise InputError("model.conditional=true: the images have no labels; give labels, or take false")
     decoder = {name: value for name, value in plain["model"]["decoder"].items() if name != "init_bias"}
     torch.default_generator.manual_seed(derive(settings.seed, "weights"))
     return VAE(
@@ -83,6 +86,7 @@ def build_vae(settings: Settings, image_shape: Shape) -> VAE:
         image_shape=image_shape,
         prior=instantiate_part("prior", plain["prior"]),
         posterior=instantiate_part("posterior", plain["posterior"]),
+        classes=classes if settings.model.conditional else 0,
     )
 
 

@@ -35,10 +35,11 @@ from vae.run import settings
 from vae.run.jobs import name_jobs, names_its_jobs, write_failure
 from vae.run.keys import CONF, Settings, known_keys, nearest
 from vae.run.own_parts import GROUPS_OF_PARTS
-from vae.run.plan import Failed, Job, plan_jobs
+from vae.run.plan import Failed, Job, list_jobs, plan_jobs
 from vae.run.process import find_own_modules, in_a_child, in_a_sweep, log_file, log_to, slurm_job, stop_with_the_sweep
 
 HYDRA_ANSWERS = ("hydra_help", "shell_completion", "experimental_rerun")
+DRY_RUN = "--dry-run"
 PRESET = "hydra.sweeper.preset="
 HYDRA_PLACES = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
 
@@ -55,6 +56,8 @@ def prepare(arguments: list[str]) -> list[str]:
 
     Modules of the working directory can be named as own parts.
     """
+    if DRY_RUN in arguments:  # a flag that Hydra does not know
+        return [DRY_RUN, *prepare([one for one in arguments if one != DRY_RUN])]
     find_own_modules()
     overrides = list(_parse(arguments).overrides)
     flags = list(arguments)
@@ -65,7 +68,7 @@ def prepare(arguments: list[str]) -> list[str]:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """Hydra's own parser takes overrides on one side of `-m` only."""
-    return get_args_parser().parse_intermixed_args(arguments)
+    return get_args_parser().parse_intermixed_args([one for one in arguments if one != DRY_RUN])
 
 
 def quote(override: str) -> str:
@@ -110,20 +113,25 @@ def answer_help_or_refuse(arguments: list[str]) -> bool:
 
         print(write_help())
         return True
+    dry = DRY_RUN in arguments
     try:
-        check(arguments)
+        planned = check(arguments)
+        if dry and not planned:
+            raise InputError(f"{DRY_RUN}: lists the runs of a sweep; give it with -m")
     except (InputError, KeyboardInterrupt) as error:  # an own part may take torch's seconds to import
         code, line = ending(error)
         print(line, file=sys.stderr)
         sys.exit(code)
-    return False
+    if dry:
+        print("\n".join(list_jobs(planned)))
+    return dry
 
 
-def check(arguments: list[str]) -> None:
-    """Raises InputError for what can be refused before anything is written; each run of a sweep counts."""
+def check(arguments: list[str]) -> list[Job]:
+    """The jobs of a sweep; raises InputError for what can be refused before anything is written, in each of them."""
     parsed = _parse(arguments)
     if any(getattr(parsed, question, None) for question in HYDRA_ANSWERS):
-        return
+        return []
     folders = config_folders(parsed)
     composed.cache_clear()
     with initialize_config_dir(CONF, version_base="1.3"):
@@ -133,9 +141,9 @@ def check(arguments: list[str]) -> None:
                 if override.startswith(PRESET) and not parsed.multirun:
                     raise InputError(f"sweep={override.removeprefix(PRESET)}: is several runs; give it with -m")
             if parsed.multirun:
-                plan_sweep(parsed.overrides, arguments)
-            else:
-                composed(tuple(parsed.overrides), parsed.config_name, tuple(folders))
+                return plan_sweep(parsed.overrides, arguments)
+            composed(tuple(parsed.overrides), parsed.config_name, tuple(folders))
+            return []
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise InputError(explain(error, parsed.overrides, parsed.config_name, folders)) from error
 

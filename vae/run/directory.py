@@ -252,8 +252,8 @@ def upgrade(plain: Plain) -> Plain:
     posterior = {"_target_": "vae.posteriors.Diagonal", "_partial_": True}
     later = {"logger": {}, "prior": prior, "posterior": posterior}
     unset = {"annealing": 0, "annealed": 100, "figures": None, "formats": ["png"], "dpi": None}
-    evaluation = unset | plain.get("evaluation", {})
-    return {**later, **plain, "trainer": trainer, "callbacks": callbacks, "evaluation": evaluation}
+    evaluation, model = unset | plain.get("evaluation", {}), {"conditional": False, **plain["model"]}
+    return {**later, **plain, "trainer": trainer, "callbacks": callbacks, "evaluation": evaluation, "model": model}
 
 
 def write(path: Path, text: str) -> None:

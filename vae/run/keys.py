@@ -241,6 +241,7 @@ class Evaluation(Section):
 
 
 class Halves(Section):
+    conditional: bool = key("both halves are given the label of an image", True)
     encoder: _part(Network)  # type: ignore[valid-type]
     decoder: _part(Decoder)  # type: ignore[valid-type]
 

@@ -112,7 +112,8 @@ def load_run(
     require_checkpoint(found, which)
     checkpoint = checkpoints.load(path)
     shape = checkpoint["vae"].get("image_shape") or run.data.image_shape  # runs before 0.2 kept no shape
-    run.lit = build_lit(run.settings, build_vae(run.settings, tuple(shape))).eval()
+    classes = len(checkpoint["vae"].get("data", {}).get("class_names", []))
+    run.lit = build_lit(run.settings, build_vae(run.settings, tuple(shape), classes)).eval()
     load_weights(run.lit, path, checkpoint)
     return run
 

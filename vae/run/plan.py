@@ -84,6 +84,22 @@ def describe(root: Path, jobs: list[Job]) -> str:
     return f"sweep of {len(jobs)} runs in {root}: {', '.join(f'{n} {word}' for word, n in counts.items() if n)}"
 
 
+def list_jobs(jobs: list[Job]) -> list[str]:
+    """A line a job, how it stands and what varies; then the time that the rest takes, where some have been timed."""
+    root = jobs[0].directory.parent
+    lines = [describe(root, jobs), *(f"{job.standing:<14} {job.name}" for job in jobs)]
+    found = [read_metrics(job.directory / "metrics.json") for job in jobs if job.is_done]
+    timed = [metrics["seconds"] for metrics in found if metrics is not None]
+    left = len(jobs) - len(timed)
+    if timed and left:
+        each = sum(timed) / len(timed)
+        lines.append(
+            f"the finished runs trained for {duration(each)} each: about {duration(each * left)} for the {left} left, "
+            "one after another"
+        )
+    return lines
+
+
 def result_line(directory: Path, settings: Settings) -> str:
     """`dev/loss 35.13 in epoch 3 of 5`."""
     metrics = read_metrics(directory / "metrics.json")

@@ -104,11 +104,11 @@ def evaluate(
     metrics: dict[str, float] = {}
     batch = max(1, min(1000, estimates.ROWS // getattr(lit.objective, "samples", 1)))
     for split in ("dev", "test"):
-        images = getattr(data, split).images
+        images = getattr(data, split)
         metrics |= estimates.objective_metrics(
             vae, lit.objective, images, split, seed, step, batch, data.eval_batch_size
         )
-    metrics |= estimates.likelihood_metrics(vae, data.test.images, e.samples, seed, "test")
+    metrics |= estimates.likelihood_metrics(vae, data.test, e.samples, seed, "test")
     metrics |= annealed_metrics(vae, data.test.images, e.annealing, e.annealed, seed, e.samples)
     labeled = data.classes > 1
     if not labeled and (e.probes or e.features):
@@ -167,7 +167,7 @@ def embed(writer: SummaryWriter, lit: LitVAE, data: ImageDataModule, step: int) 
     images = as_floats(data.dev.images[:count])
     high, wide = images.shape[2:]
     images = F.pad(images, (0, max(high - wide, 0), 0, max(wide - high, 0)))  # a sprite's images are square
-    means = posteriors(lit.vae, data.dev.images[:count]).mu
+    means = posteriors(lit.vae, data.dev.take(slice(count))).mu
     labels = data.dev.labels[:count].tolist() if data.classes else None
     writer.add_embedding(means, labels, images, step, "posterior_means")
 

@@ -106,6 +106,10 @@ def _check_together(s: Settings) -> None:
         )
     _check_latents(s)
     _check_data(s.plain["data"])
+    if s.model.conditional and s.plain["prior"].get("_target_") == "vae.priors.Vamp":
+        raise InputError("model.conditional=true: the pseudo-inputs of prior=vamp have no labels; take another prior")
+    if s.model.conditional and s.evaluation.annealing:
+        raise InputError("evaluation.annealing: is not there for model.conditional=true; take evaluation.annealing=0")
     _check_likelihood(s)
     _check_clipping(s)
     _check_optimizer(s.plain)

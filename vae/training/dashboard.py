@@ -103,7 +103,8 @@ class Dashboard(Callback):
         self.sheet.begin(writer)
         self.seen = self.history.images, self.history.seconds
         if trainer.ckpt_path is None:  # a resumed run's events hold it already
-            add_graph(writer, pl_module.vae)
+            with pl_module.vae.given(0):
+                add_graph(writer, pl_module.vae)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # a signal only interrupts: the same command continues the run
@@ -121,9 +122,10 @@ class Dashboard(Callback):
         vae.eval()
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
         self._curves(writer, step, vae)
-        self._latents(writer, vae, as_floats(data.dev.images[:WATCHED]), step)
+        with vae.given(data.dev.labels[:WATCHED]):
+            self._latents(writer, vae, as_floats(data.dev.images[:WATCHED]), step)
         if self.every and (is_round(epoch) or epoch % self.every == 0 or epoch == trainer.max_epochs):
-            for name, figure in self._pictures(vae, example_images(data)[0], f"{self.caption}; epoch {epoch}").items():
+            for name, figure in self._pictures(vae, *example_images(data), f"{self.caption}; epoch {epoch}").items():
                 writer.add_figure(name, figure, step, close=False)
         vae.train(training)
 
@@ -175,11 +177,13 @@ class Dashboard(Callback):
                 writer.add_text("warnings", f"no longer collapsed: {active} latents are active", step)
         self.active = active
 
-    def _pictures(self, vae: VAE, x: Tensor, caption: str) -> "dict[str, Figure]":
+    def _pictures(self, vae: VAE, x: Tensor, labels: Tensor, caption: str) -> "dict[str, Figure]":
         drawn = {
-            "pictures/reconstructions": reconstruction_figure(vae, x, f"{caption}; dev"),
+            "pictures/reconstructions": reconstruction_figure(vae, x, labels, f"{caption}; dev"),
             "pictures/samples": prior_figure(vae, self.seed, caption),
         }
+        if vae.classes:  # a point of the latent space is another image for each class
+            return drawn
         if vae.latent_dim == 2:
             return drawn | {"pictures/manifold": manifold_figure(vae, caption)}
         kl = torch.tensor(self.history.kl_per_latent)

@@ -70,7 +70,7 @@ class LitVAE(BaseModule):
         x = batch[0]  # (B, C, H, W) in [0, 1]
         step, rank, ranks = self.global_step, self.global_rank, self.world_size
         seed_generators(self.step_seeds(rank, step, batch_idx, self.batches_a_step), self.device)
-        with shared_noise(self.seed, step, batch_idx, rank, ranks, self.device):
+        with shared_noise(self.seed, step, batch_idx, rank, ranks, self.device), self.vae.given(batch[1]):
             terms = self.objective(self.vae, x, step)
         if terms.p is not None:
             self.vae.likelihood.after_step(terms.p)
@@ -84,19 +84,19 @@ class LitVAE(BaseModule):
         return terms.loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(("dev", "train_eval")[dataloader_idx], batch[0], batch_idx)
+        self._evaluate(("dev", "train_eval")[dataloader_idx], batch, batch_idx)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("test", batch[0], batch_idx)
+        self._evaluate("test", batch, batch_idx)
 
-    def _evaluate(self, split: str, x: Tensor, batch_idx: int) -> None:
+    def _evaluate(self, split: str, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         if batch_idx == 0:
             self.meters[split] = Meter()
             if split not in self.noise:
                 self.noise[split] = RepeatedNoise(derive(self.seed, f"evaluation {split}"), self.device)
             self.noise[split].start()
-        with fixed_noise(self.noise[split]):
-            self.meters[split].add(self.objective(self.vae, x, self.global_step))
+        with fixed_noise(self.noise[split]), self.vae.given(batch[1]):
+            self.meters[split].add(self.objective(self.vae, batch[0], self.global_step))
 
     def on_validation_epoch_end(self) -> None:
         """Logs training's means too: validation closes the epoch, and checkpoints and pictures read them afterwards."""

@@ -1,0 +1,166 @@
+"""Conditional models: labels reach both halves, and nothing changes for the others."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import settings_of, train
+from torch import Tensor, nn
+
+from vae.errors import InputError
+from vae.evaluation import estimates
+from vae.likelihoods import GaussianHead
+from vae.model import VAE
+from vae.networks import MLPDecoder, MLPEncoder
+from vae.objectives import ELBO, log_weights
+from vae.run import command
+from vae.run.build import build
+from vae.run.load import load_run
+
+CLASSES, SHAPE = 3, (2, 4, 5)
+
+
+def make(classes: int = CLASSES) -> VAE:
+    torch.manual_seed(0)
+
+    def encoder(**known: object) -> nn.Module:
+        return MLPEncoder(**known, hidden=(7,))  # type: ignore[arg-type]
+
+    def decoder(**known: object) -> nn.Module:
+        return MLPDecoder(**known, hidden=(6,))  # type: ignore[arg-type]
+
+    return VAE(encoder, decoder, GaussianHead(), 2, SHAPE, classes=classes)
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.rand(5, *SHAPE)
+
+
+LABELS = torch.tensor([0, 2, 1, 2, 0])
+
+
+def test_labels_move_both_halves_image_by_image(x: Tensor) -> None:
+    vae, other = make(), LABELS.clone()
+    other[3] = 1
+    z = torch.randn(4, 5, 2)
+    with vae.given(LABELS):
+        q, p = vae.encode(x).mean, vae.decode(z).mean
+    with vae.given(other):
+        q_other, p_other = vae.encode(x).mean, vae.decode(z).mean
+    same = [0, 1, 2, 4]
+    torch.testing.assert_close(q[same], q_other[same])
+    torch.testing.assert_close(p[:, same], p_other[:, same])
+    assert (q[3] != q_other[3]).all()
+    assert (p[:, 3] != p_other[:, 3]).any((-1, -2, -3)).all()
+
+
+def test_one_label_is_that_of_all_and_a_context_ends(x: Tensor) -> None:
+    vae = make()
+    with vae.given(2):
+        one = vae.encode(x).mean
+        with vae.given(LABELS):
+            each = vae.encode(x).mean
+        torch.testing.assert_close(vae.encode(x).mean, one)
+    torch.testing.assert_close(each[LABELS == 2], one[LABELS == 2])
+    with pytest.raises(InputError, match=r"needs the labels of 5 images"):
+        vae.encode(x)
+    with pytest.raises(InputError, match=r"vae\.given\(labels\)"):
+        vae.sample(4)
+
+
+def test_an_objective_needs_no_word_of_labels(x: Tensor) -> None:
+    """Its signature is that of any other model, and gradients reach what the labels pass through."""
+    vae = make()
+    with vae.given(LABELS):
+        ELBO(samples=2)(vae, x, 0).loss.backward()
+        assert log_weights(vae, x, 3).shape == (3, 5)
+    assert vae.planes.weight.grad is not None
+    assert (vae.planes.weight.grad != 0).any(1).tolist() == [True] * CLASSES
+
+
+def test_a_model_without_classes_has_no_more_parts_and_takes_no_note(x: Tensor) -> None:
+    vae = make(0)
+    assert not hasattr(vae, "planes")
+    with vae.given(LABELS):
+        assert torch.equal(vae.encode(x).mean, make(0).encode(x).mean)
+
+
+def test_evaluation_meets_each_image_with_its_own_label(x: Tensor) -> None:
+    from vae.data.batches import Images
+
+    vae = make()
+    images = Images((x * 255).to(torch.uint8), LABELS)
+    found = estimates.posteriors(vae, images)
+    with vae.given(LABELS):
+        torch.testing.assert_close(found.mu, vae.encode(images.images / 255).mean.detach())
+    turned = estimates.posteriors(vae, images.take(torch.arange(4, -1, -1)))
+    torch.testing.assert_close(turned.mu.flip(0), found.mu)
+
+
+RUN = (
+    "data=digits", "model.conditional=true", "likelihood=gaussian", "latent_dim=2", "model.encoder.hidden=[100]",
+    "model.decoder.hidden=[100]", "optimizer.lr=0.004", "evaluation.samples=3", "evaluation.generated=200", "threads=1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("conditional")
+    train(*RUN, "trainer.max_epochs=10", f"evaluation.cache_dir={folder}", f"run_dir={folder / 'run'}")
+    return folder / "run"
+
+
+def test_a_run_trains_evaluates_and_draws(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {"test/nll", "test/knn_accuracy", "test/active_units"} <= metrics.keys()
+    drawn = {path.stem for path in (run / "figures").iterdir()}
+    assert {"samples", "reconstructions", "latents"} <= drawn
+    assert not {"traversals", "manifold", "interpolations"} & drawn
+
+
+def test_samples_are_of_the_class_that_is_asked_for(run: Path) -> None:
+    """The mean image of each class is nearer to samples of that class than to those of others, for most classes."""
+    loaded = load_run(run)
+    assert loaded.vae.classes == 10
+    data = loaded.data
+    means = torch.stack([data.train.images[data.train.labels == k].float().mean(0) / 255 for k in range(10)])
+    z = loaded.vae.prior.sample(torch.Size((40,)))
+    with torch.no_grad():
+        drawn = []
+        for k in range(10):
+            with loaded.vae.given(k):
+                drawn.append(loaded.vae.sample(z).mean(0))
+    nearest = torch.cdist(torch.stack(drawn).flatten(1), means.flatten(1)).argmin(1)
+    assert (nearest == torch.arange(10)).sum() >= 7
+
+
+def test_the_test_nll_depends_on_the_labels(run: Path) -> None:
+    loaded = load_run(run)
+    few = loaded.data.test.take(slice(60))
+    right, _ = estimates.bounds(loaded.vae, few, 5, 0)
+    few.labels = (few.labels + 1) % 10
+    wrong, _ = estimates.bounds(loaded.vae, few, 5, 0)
+    assert right.mean() > wrong.mean()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("prior=vamp", "pseudo-inputs of prior=vamp have no labels"),
+        ("likelihood=gaussian evaluation.annealing=5", "evaluation.annealing"),
+        ("model.conditional=maybe", "true or false"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(arguments: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        command.check(["model.conditional=true", *arguments.split()])
+
+
+def test_images_without_labels_are_refused(tmp_path: Path) -> None:
+    import numpy as np
+
+    np.save(tmp_path / "x.npy", np.zeros((30, 4, 6), np.uint8))
+    with pytest.raises(InputError, match="the images have no labels"):
+        build(settings_of("data=npz", f"data.path={tmp_path / 'x.npy'}", "model.conditional=true"))

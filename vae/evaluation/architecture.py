@@ -1,0 +1,92 @@
+"""A model's layers with their shapes and numbers of parameters, as they are built, and their picture."""
+
+from typing import NamedTuple
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from torch import Tensor, nn
+
+from vae.evaluation.figures.page import BLUE, INK, MUTED, chart, settled
+from vae.model import VAE
+
+Shape = tuple[int, ...]
+
+
+class Layer(NamedTuple):
+    """A layer with weights, and what follows it without any; `shape` is what comes out, without the batch."""
+
+    names: list[str]
+    shape: Shape
+    parameters: int
+
+
+@torch.no_grad()
+def layers_of(half: nn.Module, x: Tensor) -> list[Layer]:
+    """The layers of an encoder or decoder in the order in which x (1, ...) passes them."""
+    found: list[Layer] = []
+
+    def seen(module: nn.Module, _: object, out: Tensor) -> None:
+        count, shape = sum(p.numel() for p in module.parameters()), tuple(out.shape[1:])
+        name = type(module).__name__ + (f" {module.p:g}" if isinstance(module, nn.Dropout) else "")
+        if count or not found:
+            found.append(Layer([name], shape, count))
+        else:
+            found[-1] = Layer([*found[-1].names, name], shape, found[-1].parameters)
+
+    hooks = [m.register_forward_hook(seen) for m in half.modules() if not [*m.children()]]
+    half(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def architecture(vae: VAE) -> dict[str, tuple[str, str, list[Layer]]]:
+    """Of each half: what goes in, what comes out, and its layers."""
+    training = vae.training
+    vae.eval()
+    x, z = vae.prior_loc.new_zeros(1, *vae.image_shape), vae.prior_loc.new_zeros(1, vae.latent_dim)
+    image = by(vae.image_shape)
+    halves = {
+        "Encoder": (f"x  {image}", f"q(z|x), {vae.latent_dim} latents", layers_of(vae.encoder, x)),
+        "Decoder": (f"z  {vae.latent_dim}", f"p(x|z), {type(vae.likelihood).__name__}", layers_of(vae.decoder, z)),
+    }
+    vae.train(training)
+    return halves
+
+
+def by(shape: Shape) -> str:
+    """1 x 28 x 28."""
+    return " x ".join(map(str, shape))
+
+
+def architecture_figure(vae: VAE, caption: str) -> Figure:
+    """The halves side by side, a box a layer, from the live model."""
+    halves = architecture(vae)
+    rows = max(len(layers) for _, _, layers in halves.values()) + 2
+    total = sum(p.numel() for p in vae.parameters())
+    figure, axes = chart(1000, 90 + 62 * rows, f"{caption}; {total:,} parameters", columns=2)
+    for axis, (title, (start, end, layers)) in zip(axes, halves.items(), strict=True):
+        count = sum(layer.parameters for layer in layers)
+        axis.set_title(f"{title}: {count:,} parameters", loc="left", fontsize=11, fontweight="bold", color=INK)
+        axis.set(xlim=(0, 1), ylim=(rows, 0))
+        axis.set_axis_off()
+        _box(axis, 0, start, "", "white")
+        for row, layer in enumerate(layers, start=1):
+            right = f"{by(layer.shape)}\n{layer.parameters:,} parameters"
+            _box(axis, row, ", ".join(layer.names), right, "#e8f0fa")
+        _box(axis, len(layers) + 1, end, "", "white")
+    return settled(figure)
+
+
+def _box(axis: Axes, row: int, left: str, right: str, colour: str) -> None:
+    shape = FancyBboxPatch(
+        (0.02, row + 0.12), 0.96, 0.66, boxstyle="round,pad=0,rounding_size=0.03", mutation_aspect=2, facecolor=colour,
+        edgecolor=BLUE, linewidth=1,
+    )  # fmt: skip
+    axis.add_patch(shape)
+    for x, text, side, ink in ((0.05, left, "left", INK), (0.95, right, "right", MUTED)):
+        axis.text(x, row + 0.45, text, ha=side, va="center", fontsize=9.5, color=ink, parse_math=False)
+    if row:
+        axis.annotate("", (0.5, row + 0.12), (0.5, row - 0.22), arrowprops={"arrowstyle": "-|>", "color": BLUE})
