@@ -360,6 +360,7 @@ ANOTHER = {
     "trainer.enable_progress_bar": False, "data.root": "elsewhere", "data.mirrors": ["https://example.org/"],
     "data.timeout": 1.5, "data.num_workers": 1, "data.eval_batch_size": 70, "callbacks.checkpoint_minutes": 0.5,
     "callbacks.figures_every": 3, "evaluation.cache_dir": "elsewhere", "evaluation.figures": True,
+    "evaluation.formats": ["svg"], "evaluation.dpi": 200,
     "data.resident": True,
     "trainer.fast_step": False,
 }  # fmt: skip

@@ -112,14 +112,18 @@ def test_a_duration_is_said_shortly(seconds: float, said: str) -> None:
     assert duration(seconds) == said
 
 
-def test_the_end_is_announced_once_the_pace_is_known(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    """Ten batches take 4 s: an epoch of 25 takes 10 s, and five of eight epochs are left."""
-    line, now = EpochLine(History()), 0.0
+@pytest.mark.parametrize("start", ["on_train_start", "on_train_epoch_start"])
+def test_the_end_is_announced_once_the_pace_is_known(start: str, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """Ten batches take 4 s: an epoch of 25 takes 10 s, and five of eight epochs are left.
+
+    A run resumed in mid-epoch meets no start of an epoch.
+    """
+    line, now = EpochLine(History()), 1e6
     monkeypatch.setattr("vae.training.callbacks.time.perf_counter", lambda: now)
     trainer: Any = SimpleNamespace(num_training_batches=25, max_epochs=8, current_epoch=3)
     lit: Any = None
     with caplog.at_level(logging.INFO):
-        line.on_train_epoch_start(trainer, lit)
+        getattr(line, start)(trainer, lit)
         for _ in range(20):
             now += 0.4
             line.on_train_batch_end(trainer, lit)

@@ -25,8 +25,10 @@ class EpochLine(Callback):
         self.announced = False
         self.since, self.batches = 0.0, 0
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.since, self.batches = time.perf_counter(), 0
+
+    on_train_epoch_start = on_train_start  # which a run resumed in mid-epoch does not meet
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self.announced:
