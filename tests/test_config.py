@@ -47,6 +47,7 @@ NEEDS = {  # what an option cannot do without
     "objective=iwae": ("objective.samples=3", "likelihood=gaussian"),
     "prior=vamp": ("prior.inputs=3",),
     "data=sprites": ("data.size=9", "data.count=300"),
+    "experiment=sprites": ("data.test_size=300",),  # of digits
     "data=folder": ("data.path=mine",),
     "data=npz": ("data.path=mine.npz",),
 }

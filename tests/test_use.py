@@ -293,7 +293,8 @@ def test_runs_are_listed_sorted_and_written_as_a_table(
 ) -> None:
     assert vae(monkeypatch, "runs", str(sweep), "--sort", "dev/loss", "--metric", "dev/loss") == 0
     shown = [line.split() for line in capsys.readouterr().out.splitlines() if "finished" in line]
-    losses = {str(sweep / n): json.loads((sweep / n / "metrics.json").read_text())["dev/loss"] for n in "0123"}
+    losses = {str(f.parent): json.loads(f.read_text())["dev/loss"] for f in sweep.glob("*/metrics.json")}
+    assert len(losses) == 4
     assert [line[0] for line in shown] == sorted(losses, key=losses.__getitem__)
     assert [float(line[-1]) for line in shown] == pytest.approx(sorted(losses.values()), rel=1e-5)
     assert vae(monkeypatch, "runs", str(sweep), "--out", str(tmp_path / "runs.csv")) == 0

@@ -85,9 +85,9 @@ class VAE(nn.Module):
         pixel = (self.likelihood.params_per_pixel, *self.image_shape)
         return self.likelihood(params.view(*z.shape[:-1], *pixel))
 
-    def given(self, labels: Tensor | int) -> AbstractContextManager[None]:
+    def given(self, labels: Tensor | int | None = None) -> AbstractContextManager[None]:
         """Within it, a conditional model meets images of these classes, (B,) or one for all; others take no note."""
-        return self._with_labels(torch.as_tensor(labels)) if self.classes else nullcontext()
+        return self._with_labels(torch.as_tensor(labels)) if self.classes and labels is not None else nullcontext()
 
     @contextmanager
     def _with_labels(self, labels: Tensor) -> Iterator[None]:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def writer_of(trainer: Trainer) -> "SummaryWriter | None":
-    return next((each.experiment for each in trainer.loggers if isinstance(each, TensorBoardLogger)), None)
+    """TensorBoard's, in the first process of a run; the others write nothing."""
+    loggers = [each for each in trainer.loggers if isinstance(each, TensorBoardLogger) and trainer.is_global_zero]
+    return loggers[0].experiment if loggers else None
 
 
 class EventFileLogger(TensorBoardLogger):

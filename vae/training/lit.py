@@ -70,7 +70,7 @@ class LitVAE(BaseModule):
         x = batch[0]  # (B, C, H, W) in [0, 1]
         step, rank, ranks = self.global_step, self.global_rank, self.world_size
         seed_generators(self.step_seeds(rank, step, batch_idx, self.batches_a_step), self.device)
-        with shared_noise(self.seed, step, batch_idx, rank, ranks, self.device), self.vae.given(batch[1]):
+        with shared_noise(self.seed, step, batch_idx, rank, ranks, self.device), self.vae.given(*batch[1:]):
             terms = self.objective(self.vae, x, step)
         if terms.p is not None:
             self.vae.likelihood.after_step(terms.p)
@@ -95,7 +95,7 @@ class LitVAE(BaseModule):
             if split not in self.noise:
                 self.noise[split] = RepeatedNoise(derive(self.seed, f"evaluation {split}"), self.device)
             self.noise[split].start()
-        with fixed_noise(self.noise[split]), self.vae.given(batch[1]):
+        with fixed_noise(self.noise[split]), self.vae.given(*batch[1:]):
             self.meters[split].add(self.objective(self.vae, batch[0], self.global_step))
 
     def on_validation_epoch_end(self) -> None:
