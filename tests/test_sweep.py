@@ -247,3 +247,20 @@ def test_a_finished_sweep_under_another_evaluation_is_refused_at_once(sweep: Pat
     given += ["model.encoder.hidden=[5]", "model.decoder.hidden=[4]", "likelihood=gaussian", "evaluation.samples=7"]
     with pytest.raises(InputError, match=r"evaluation\.samples.*vae evaluate"):
         command.check(["-m", *given, f"run_dir={sweep}"])
+
+
+def test_without_the_extra_runs_do_not_warn_and_its_launchers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra warns of a plugin that cannot be imported, at every start."""
+    absent = (
+        "import sys; sys.modules['hydra_plugins.hydra_submitit_launcher'] = None; import hydra_plugins.vae_sweeps as p"
+    )
+    subprocess.run(
+        [sys.executable, "-c", f"{absent}; import hydra_plugins.vae_sweeps as p; assert not hasattr(p, 'Launcher')"],
+        cwd=ROOT,
+        check=True,
+    )
+    subprocess.run([sys.executable, "-c", "from hydra_plugins.vae_sweeps import Launcher"], cwd=ROOT, check=True)
+    monkeypatch.setattr("vae.run.command.find_spec", lambda name: None)
+    for launcher in ("joblib", "submitit_slurm"):
+        with pytest.raises(InputError, match=rf"^hydra/launcher={launcher}: hydra_\w+ is not installed; pip install "):
+            command.check(["-m", "latent_dim=2,3", f"hydra/launcher={launcher}"])

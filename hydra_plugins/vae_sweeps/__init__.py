@@ -3,6 +3,7 @@
 Hydra takes sweepers from packages under `hydra_plugins` only; conf/config.yaml chooses this one.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+with contextlib.suppress(ImportError):  # without the extra `sweep` there is no submitit; `vae.run.command` refuses it
+    from hydra_plugins.vae_sweeps._slurm import Launcher as Launcher
 
 
 @dataclass

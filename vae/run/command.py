@@ -18,6 +18,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -41,6 +42,7 @@ from vae.run.process import find_own_modules, in_a_child, in_a_sweep, log_file, 
 HYDRA_ANSWERS = ("hydra_help", "shell_completion", "experimental_rerun")
 DRY_RUN = "--dry-run"
 PRESET = "hydra.sweeper.preset="
+LAUNCHERS = ("hydra_joblib_launcher", "hydra_submitit_launcher")  # of the extra `sweep`
 HYDRA_PLACES = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
 
 
@@ -258,6 +260,10 @@ def _check_override(override: str, folders: list[str]) -> None:
         raise InputError(f"{override}: nothing can be removed, as a run needs all its keys; give {key} another value")
     if key in HYDRA_PLACES and not in_a_child():  # Lightning names one for its other processes
         raise InputError(f"{override}: Hydra's folders are not used; a run or sweep goes to run_dir=...")
+    if key == "hydra/launcher":
+        package = f"hydra_{str(parsed.value()).partition('_')[0]}_launcher"
+        if package in LAUNCHERS and find_spec(f"hydra_plugins.{package}") is None:
+            raise InputError(f"{override}: {package} is not installed; pip install 'vae-lightning[sweep]'")
 
 
 def _group_folders(group: str, folders: Iterable[str]) -> list[Path]:
