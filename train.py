@@ -1,4 +1,4 @@
-"""Trains a VAE: `python train.py model=conv latent_dim=4`; `--help` explains the keys."""
+"""Trains a VAE: `python train.py model=conv latent_dim=4`. From here to the loss: training/lit.py, objectives.py."""
 
 import sys
 from typing import Any

@@ -1,4 +1,4 @@
-"""The figures that a model has, each by its name in `catalogue.FIGURES`."""
+"""Draws a figure of a model by its name in `catalogue.FIGURES`; the drawing itself is in figures/."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

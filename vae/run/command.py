@@ -1,4 +1,4 @@
-"""The command line around a run: what is refused before anything is written, where a run goes, how it ends.
+"""Arguments before and exit codes after the run of train.py; what is refused before anything is written.
 
 Imports neither torch nor lightning, so that a mistyped key is answered at once.
 """

@@ -1,4 +1,4 @@
-"""Builds Lightning's Trainer; a run already begun continues from its checkpoint."""
+"""Builds Lightning's Trainer with its callbacks and loggers; a run already begun continues from its checkpoint."""
 
 import logging
 import shlex

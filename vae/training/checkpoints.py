@@ -1,4 +1,4 @@
-"""best.ckpt and last.ckpt: written whole, checked for flipped bits, read without executing what they hold."""
+"""best.ckpt of the best epoch, last.ckpt to go on from: written whole, checked, read without executing anything."""
 
 import io
 import logging
