@@ -4,6 +4,7 @@ import copy
 import functools
 import hashlib
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +63,8 @@ def options() -> list[str]:
     files = [path for path in CONF.rglob("*/*.yaml") if path.stem not in ("base", "own")]
     many_runs = ("sweep", "tune", "launcher", "reproduce")
     files = [path for path in files if path.parent.name not in many_runs]
-    return sorted(f"{path.parent.relative_to(CONF)}={path.stem}" for path in files)
+    absent = {f"logger={name}" for name in settings.EXTRAS if find_spec(name) is None}  # refused, see test_trainer.py
+    return sorted({f"{path.parent.relative_to(CONF)}={path.stem}" for path in files} - absent)
 
 
 def fitted(s: Settings, **more: Any) -> tuple[LitVAE, Trainer]:
