@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable
 from datetime import datetime
@@ -325,16 +326,25 @@ def import_torch_and_lightning() -> None:
         gc.enable()
 
 
+def pass_over_writers(error: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread meets a full disk first; the run meets the same error where it writes next, and says so."""
+    if not issubclass(error.exc_type, OSError):
+        threading.__excepthook__(error)
+
+
 def with_exit_codes(train: Callable[[DictConfig], float], cfg: DictConfig) -> float:
     """The run's result, or its exit code and one line: 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
     log_to(None)
+    threading.excepthook = pass_over_writers
     stop_with_the_sweep()
     try:
         return train(cfg)
     except BaseException as error:
         code, line = ending(error)
         file = log_file()
-        if code in (1, 2) and "VAE_RUN_DIR" in os.environ and (file or in_a_sweep()):
+        # a run that is refused is left as it was; a sweep lists its job all the same
+        failed = (code == 1 and file is not None) or (code in (1, 2) and in_a_sweep())
+        if failed and "VAE_RUN_DIR" in os.environ:
             write_failure(Path(os.environ["VAE_RUN_DIR"]), line)
         if code == 1 and file is not None:
             line += f"; its log: {file}"
