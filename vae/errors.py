@@ -3,6 +3,7 @@
 Imports nothing, so that a signal during a long import is answered too.
 """
 
+import errno
 import signal
 
 
@@ -51,6 +52,9 @@ def ending(error: BaseException) -> tuple[int, str]:
             "out of memory: lower data.batch_size or objective.samples (in training), data.eval_batch_size or "
             f"evaluation.generated (at the end); {first_line(error)}"
         )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):  # TensorBoard's, mostly
+        saved = "what was saved before is intact; make room, and the same command continues the run"
+        return FAILED, f"cannot write: {error.strerror}; {saved}"
     return FAILED, f"{type(error).__name__}: {first_line(error)}"
 
 
