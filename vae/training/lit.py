@@ -131,11 +131,11 @@ class LitVAE(BaseModule):
 
     def check_finite(self, finite: dict[str, bool] | None = None) -> None:
         """Raises RunFailed if a training step met a loss that was not finite, or for the first name that is not."""
-        epoch, bad = self.current_epoch + 1, [name for name, good in (finite or {}).items() if not good]
-        if self.watch.failed():
-            raise self.watch.failure(self.watch.describe(epoch), self._lr())
-        if bad:
-            raise self.watch.failure(f"{bad[0]} after step {self.global_step - 1} (epoch {epoch})", self._lr())
+        if self.watch.failed():  # all that most steps ask
+            raise self.watch.failure(self.watch.describe(self.current_epoch + 1), self._lr())
+        if bad := [name for name, good in (finite or {}).items() if not good]:
+            where = f"after step {self.global_step - 1} (epoch {self.current_epoch + 1})"
+            raise self.watch.failure(f"{bad[0]} {where}", self._lr())
 
     def _lr(self) -> float:
         return self.trainer.optimizers[0].param_groups[0]["lr"]
