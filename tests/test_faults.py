@@ -229,8 +229,13 @@ def test_kill_9_in_the_narrow_places(server: Server, wholes: Callable[[str], Who
         "pictures without metrics": lambda: (run / "figures" / "samples.png").exists(),
     }
     for place, there in places.items():
-        command = server.start(*arguments)
-        assert command.kill_within(there), f"{place}: never seen; {command.said}"
+        for _ in range(5):  # a place of a millisecond is missed where the machine is busy: begin anew
+            command = server.start(*arguments)
+            if command.kill_within(there):
+                break
+            shutil.rmtree(run)
+        else:
+            pytest.fail(f"{place}: never seen; {command.said}")
     command = server.run(*arguments)
     assert command.code == 0, command.said
     assert_same(wholes("plateau").directory, run)

@@ -11,11 +11,17 @@ import pytest
 import yaml
 from conftest import ROOT, RUNS, SHORT, SMALL, settings_of, tree
 from filelock import FileLock
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from vae.errors import InputError
+from vae.model import VAE
 from vae.run import command, settings
 from vae.run.directory import FAILURE, read_settings, write_yaml
 from vae.run.jobs import LONGEST_NAME, choose_directory, fingerprint, name_jobs, safe_name, take_directory
+from vae.run.plan import Job
+from vae.run.probe import probe
 from vae.run.sweep import list_runs, natural
 
 # --- the list of runs -------------------------------------------------------------------------------------------------
@@ -183,6 +189,27 @@ def run_sweep(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return 0
 
 
+def status_in_hparams(directory: Path) -> tuple[int, float]:
+    """How a run ended, as TensorBoard reads it, and its data.dev_size in the row."""
+    found = EventAccumulator(str(directory)).Reload().PluginTagToContent("hparams")
+    start = HParamsPluginData.FromString(found["_hparams_/session_start_info"]).session_start_info
+    end = HParamsPluginData.FromString(found["_hparams_/session_end_info"]).session_end_info
+    return end.status, start.hparams["data.dev_size"].number_value
+
+
+def test_a_run_that_failed_and_goes_on_has_one_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (*SHORT, "data.dev_size=1000,900", f"run_dir={tmp_path}")
+    with monkeypatch.context() as broken:
+        broken.setattr(VAE, "decode", lambda *_: 1 / 0)
+        assert run_sweep(broken, *arguments) == 1
+    assert "ZeroDivisionError" in capfd.readouterr().out
+    assert status_in_hparams(tmp_path / "data.dev_size=1000")[0] == api_pb2.STATUS_FAILURE
+    assert run_sweep(monkeypatch, *arguments) == 0
+    assert status_in_hparams(tmp_path / "data.dev_size=1000") == (api_pb2.STATUS_SUCCESS, 1000)
+
+
 def test_a_failed_job_is_listed_and_kept_and_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,6 +225,8 @@ def test_a_failed_job_is_listed_and_kept_and_done_again(
     assert found["data.dev_size=2000"][0] == "failed"
     assert found["data.dev_size=2000"][1].startswith("data.dev_size=2000: leaves none of 1497 images")
     assert not list(tmp_path.rglob("*.png"))
+    assert status_in_hparams(tmp_path / "data.dev_size=1000") == (api_pb2.STATUS_SUCCESS, 1000)
+    assert status_in_hparams(tmp_path / "data.dev_size=2000") == (api_pb2.STATUS_FAILURE, 2000)
     done = tree(tmp_path / "data.dev_size=1000")
     assert run_sweep(monkeypatch, *arguments) == 1
     assert "2 runs in" in (again := capfd.readouterr().out)
@@ -214,16 +243,46 @@ def test_a_folder_with_an_equals_sign_needs_no_quotes() -> None:
 def test_a_dry_run_lists_the_jobs_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder(tmp_path, "seed=1", "seed=1")
+    folder(tmp_path, "latent_dim=2", "latent_dim=2")
     before = tree(tmp_path)
-    assert run_sweep(monkeypatch, "--dry-run", *SMALL, "seed=1,2", f"run_dir={tmp_path}") == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said == [
-        f"sweep of 2 runs in {tmp_path}: 1 begun, 1 to do",
-        "begun          seed=1",
-        "to do          seed=2",
+    given = [one for one in SMALL if not one.startswith("latent_dim")]
+    assert run_sweep(monkeypatch, "--dry-run", *given, "latent_dim=2,3", f"run_dir={tmp_path}") == 0
+    first, *jobs, last = capsys.readouterr().out.splitlines()
+    assert first == f"sweep of 2 runs in {tmp_path}: 1 begun, 1 to do"
+    assert [re.sub(" +", " ", job) for job in jobs] == [
+        f"{standing} {parameters(latents):,} parameters latent_dim={latents}"
+        for latents, standing in ((2, "begun"), (3, "to do"))
     ]
+    assert re.match(r"about \d+ (s|min) of training and validation for the 2 left", last)
     assert tree(tmp_path) == before
+
+
+def parameters(latents: int) -> int:
+    """Of the MLP of SMALL, counted by hand."""
+    return 785 * 5 + 6 * 2 * latents + (latents + 1) * 4 + 5 * 784
+
+
+def test_a_dry_run_says_what_the_sweep_would_fail_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("data=npz", f"data.path={tmp_path / 'none.npz'}", "seed=1,2", f"run_dir={tmp_path / 'runs'}")
+    assert run_sweep(monkeypatch, "--dry-run", *given) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1:3] == ["to do          seed=1", "to do          seed=2"]
+    assert said[3].startswith(f"no estimate, and the sweep would fail: data.path={tmp_path / 'none.npz'}")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_time_of_a_dry_run_is_that_of_the_epochs_that_are_left(tmp_path: Path) -> None:
+    """Runs that differ in their seed are measured once, so that their times are in the ratio of their epochs."""
+    given = [*SMALL, "threads=1", "trainer.max_epochs=10"]
+    s = [settings_of(*given, f"seed={seed}") for seed in (0, 1)]
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "train.log").write_text("epoch 4 of 10  train/loss 1\n")
+    whole, begun = (Job(str(i), (), s[i], tmp_path / str(i), status) for i, status in ((1, None), (0, "unfinished")))
+    costs = probe([whole, begun])
+    assert costs[1].seconds == pytest.approx(0.6 * costs[0].seconds)
+    assert costs[0].seconds > 0
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,13 @@ machine's moods fall on each alike; only start-up is measured in processes of it
 """
 
 import json
-import math
 import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import median
@@ -24,12 +23,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from vae.data.batches import as_floats
 from vae.data.module import ImageDataModule
 from vae.errors import InputError
 from vae.evaluation import estimates
 from vae.noise import fixed_noise
 from vae.run import command, settings
+from vae.run.bare import Bare, elapsed, timed
 from vae.run.build import build_data, build_model
 from vae.run.directory import Run
 from vae.run.keys import CONF, Settings
@@ -53,75 +52,6 @@ KINDS = {
     "optimizer": ("adam", "sgd", "foreach", "Optimizer"),
     "moving data": ("copy", "index", "cat", "fill", "zero", "to"),
 }
-
-
-class Bare:
-    """The loop one would write without any framework: data in memory, torch's fused optimizer, nothing logged."""
-
-    def __init__(self, s: Settings, data: ImageDataModule, device: torch.device) -> None:
-        lit = build_model(s, data)
-        self.device = device
-        self.vae, self.objective = lit.vae.to(device).train(), lit.objective
-        self.images, self.count = data.train.images.to(device), len(data.train)  # more than there are under data.repeat
-        self.held_out = [split.images.to(device) for split in (data.dev, data.train_eval)]
-        self.dynamic = data.binarize == "dynamic"
-        self.size, self.eval_size = data.batch_size, data.eval_batch_size
-        self.optimizer = lit.optimizer(self.vae.parameters())
-        self.half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(s.trainer.precision)
-
-    def batches(self) -> Iterator[Tensor]:
-        order = torch.randperm(self.count, device=self.device)
-        order = order % len(self.images) if self.count > len(self.images) else order
-        for rows in order.split(self.size):
-            x = as_floats(self.images.index_select(0, rows))
-            yield torch.bernoulli(x) if self.dynamic else x
-
-    def step(self, x: Tensor, step: int) -> None:
-        with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
-            loss = self.objective(self.vae, x, step).loss
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-
-    def epoch(self) -> Iterator[None]:
-        """An epoch, a step for each `next`."""
-        for step, x in enumerate(self.batches()):
-            self.step(x, step)
-            yield
-
-    @torch.no_grad()
-    def validate(self) -> None:
-        """dev and train_eval, as train.py evaluates both after each epoch."""
-        self.vae.eval()
-        for images in self.held_out:
-            for rows in images.split(self.eval_size):
-                self.objective(self.vae, as_floats(rows), 0)
-        self.vae.train()
-
-    def forward(self) -> Iterator[None]:
-        for step, x in enumerate(self.batches()):
-            with torch.no_grad():
-                self.objective(self.vae, x, step)
-            yield
-
-    def flops(self) -> int:
-        """Of one step, forward and backward, as torch counts its matrix products and convolutions."""
-        x = next(iter(self.batches()))
-        with FlopCounterMode(display=False) as counter:
-            self.objective(self.vae, x, 0).loss.backward()
-        return counter.get_total_flops()
-
-    def shares(self, steps: int = 50) -> dict[str, float]:
-        """Where a step's time goes, by the kind of operation; Python's own share is not in it."""
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it says at length that a machine has no GPU
-        with torch.autograd.profiler.profile(use_cpu=True) as profile:
-            timed(self.epoch(), steps)
-        spent = dict.fromkeys([*KINDS, "elementwise"], 0.0)
-        for event in profile.key_averages():
-            name = event.key.split("::")[-1]
-            kind = next((k for k, parts in KINDS.items() if any(part in name for part in parts)), "elementwise")
-            spent[kind] += event.self_device_time_total if self.device.type == "cuda" else event.self_cpu_time_total
-        return {kind: time / sum(spent.values()) for kind, time in spent.items()}
 
 
 class Usual(LightningModule):
@@ -201,24 +131,6 @@ class Stopwatch(Callback):
             self.each_epoch()
 
 
-def elapsed(since: float) -> float:
-    """Seconds, when all that was asked of an accelerator is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - since
-
-
-def timed(work: Callable[[], Any] | Iterator[Any], steps: int = 0) -> float:
-    """Seconds of one call, or of the next `steps` of an iterator."""
-    start = time.perf_counter()
-    if isinstance(work, Iterator):
-        for _ in zip(range(steps), work, strict=False):
-            pass
-    else:
-        work()
-    return elapsed(start)
-
-
 def matrix_rate(device: torch.device) -> float:
     """Floating-point operations a second of one large product, the best of five."""
     a = torch.randn(MATRIX, MATRIX, device=device)
@@ -243,13 +155,8 @@ class Turns:
     def __init__(self, s: Settings, turns: int, usual: bool) -> None:
         self.s, self.turns, self.usual = s, turns, usual
         self.data = build_data(s)
-        accelerator = s.trainer.accelerator
-        on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
-        self.device = torch.device("cuda" if on_gpu else "cpu")
-        self.bare = Bare(s, self.data, self.device)
-        limit = s.trainer.limit_train_batches
-        self.steps = math.ceil(len(self.data.train) / self.data.batch_size)
-        self.steps = self.steps if limit is None else min(limit, self.steps)
+        self.bare = Bare(s, self.data)
+        self.device, self.steps = self.bare.device, self.bare.steps_an_epoch
         self.seconds: Seconds = {}
         self.first = True
 
@@ -387,9 +294,9 @@ def report(turns: Turns, overrides: list[str]) -> dict[str, Any]:
     starts = start_up(overrides, turns.turns)
     measures = {
         "parts": compare(seconds, turns.images),
-        "step_shares": bare.shares(min(50, turns.steps)),
+        "step_shares": shares(bare, min(50, turns.steps)),
         "matrix_gflops": rate / 1e9,
-        "share_of_arithmetic": turns.steps * bare.flops() / rate / median(seconds["bare"]),
+        "share_of_arithmetic": turns.steps * flops(bare) / rate / median(seconds["bare"]),
         "seconds_to_first_step": median(starts["first step"]),
         "first_step_to_imports": ratio(starts["first step"], starts["imports"]),
         "peak_memory_gib": peak_memory(turns.device),
@@ -402,6 +309,27 @@ def report(turns: Turns, overrides: list[str]) -> dict[str, Any]:
         measures["importance_samples_per_second"] = SAMPLES * EVALUATED / median(spent["bound"])
         measures["evaluation_to_products"] = ratio(spent["products"], spent["bound"])
     return measures
+
+
+def flops(bare: Bare) -> int:
+    """Of one step, forward and backward, as torch counts its matrix products and convolutions."""
+    x, y = next(iter(bare.batches()))
+    with FlopCounterMode(display=False) as counter:
+        bare.loss(x, y, 0).backward()
+    return counter.get_total_flops()
+
+
+def shares(bare: Bare, steps: int = 50) -> dict[str, float]:
+    """Where a step's time goes, by the kind of operation; Python's own share is not in it."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it says at length that a machine has no GPU
+    with torch.autograd.profiler.profile(use_cpu=True) as profile:
+        timed(bare.epoch(), steps)
+    spent = dict.fromkeys([*KINDS, "elementwise"], 0.0)
+    for event in profile.key_averages():
+        name = event.key.split("::")[-1]
+        kind = next((k for k, parts in KINDS.items() if any(part in name for part in parts)), "elementwise")
+        spent[kind] += event.self_device_time_total if bare.device.type == "cuda" else event.self_cpu_time_total
+    return {kind: time / sum(spent.values()) for kind, time in spent.items()}
 
 
 def peak_memory(device: torch.device) -> float:

@@ -34,6 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vae.errors import InputError, ending, is_known
 from vae.run import settings
+from vae.run.directory import FAILED_EVENTS, Run
 from vae.run.jobs import name_jobs, names_its_jobs, write_failure
 from vae.run.keys import CONF, Settings, known_keys, nearest
 from vae.run.own_parts import GROUPS_OF_PARTS
@@ -126,8 +127,19 @@ def answer_help_or_refuse(arguments: list[str]) -> bool:
         print(line, file=sys.stderr)
         sys.exit(code)
     if dry:
-        print("\n".join(list_jobs(planned)))
+        print("\n".join(_list_with_costs(planned)))
     return dry
+
+
+def _list_with_costs(planned: list[Job]) -> list[str]:
+    """The jobs of a dry run; where one cannot be built, its line is the last."""
+    import_torch_and_lightning()
+    from vae.run.probe import probe
+
+    try:
+        return list_jobs(planned, probe(planned))
+    except InputError as error:
+        return [*list_jobs(planned, None), f"no estimate, and the sweep would fail: {error}"]
 
 
 def check(arguments: list[str]) -> list[Job]:
@@ -332,6 +344,16 @@ def pass_over_writers(error: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(error)
 
 
+def _keep_failure(directory: Path, cfg: DictConfig, line: str) -> None:
+    """Beside the run, and as its status in HPARAMS."""
+    if write_failure(directory, line) and "tensorboard" in cfg.logger:
+        import_torch_and_lightning()
+        from vae.run.trainer import sheet_of
+        from vae.training.hparams import write_failed_row
+
+        write_failed_row(directory, sheet_of(Run(directory, settings.check(cfg))), FAILED_EVENTS)
+
+
 def with_exit_codes(train: Callable[[DictConfig], float], cfg: DictConfig) -> float:
     """The run's result, or its exit code and one line: 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
     log_to(None)
@@ -345,7 +367,8 @@ def with_exit_codes(train: Callable[[DictConfig], float], cfg: DictConfig) -> fl
         # a run that is refused is left as it was; a sweep lists its job all the same
         failed = (code == 1 and file is not None) or (code in (1, 2) and in_a_sweep())
         if failed and "VAE_RUN_DIR" in os.environ:
-            write_failure(Path(os.environ["VAE_RUN_DIR"]), line)
+            with contextlib.suppress(OSError):  # the disk may be what failed
+                _keep_failure(Path(os.environ["VAE_RUN_DIR"]), cfg, line)
         if code == 1 and file is not None:
             line += f"; its log: {file}"
         if not (in_a_sweep() and code in (1, 2)):

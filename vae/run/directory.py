@@ -33,6 +33,7 @@ Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 FAILURE = "failure.txt"  # the line that the last sitting failed with, until the run goes on
+FAILED_EVENTS = ".failed"  # at the end of the name of an event file that says so in TensorBoard
 
 CHECKPOINT_BYTES = 2**24  # what must be free before the first epoch; a checkpoint of the report's model has 6 MB
 
@@ -138,7 +139,8 @@ class Run:
             write_yaml(self.directory / "config.yaml", self.settings.plain)
             if cfg is not None:
                 self._describe(cfg)
-            (self.directory / FAILURE).unlink(missing_ok=True)
+            for path in (self.directory / FAILURE, *self.directory.glob(f"events.out.tfevents.*{FAILED_EVENTS}")):
+                path.unlink(missing_ok=True)
             log_to(self.directory / "train.log")
             yield
 

@@ -173,8 +173,9 @@ def _may_change(key: str) -> bool:
     return key == MAY_GROW or key.startswith("evaluation.")
 
 
-def write_failure(directory: Path, line: str) -> None:
-    """Keeps the line that a run failed with beside it, until it goes on; not where another process works in it."""
-    with contextlib.suppress(OSError):  # the disk may be what failed
-        if (directory / "config.yaml").exists() and not is_locked(directory):
-            write(directory / FAILURE, line + "\n")
+def write_failure(directory: Path, line: str) -> bool:
+    """Keeps the line that a run failed with beside it, until it goes on; False where another process works in it."""
+    free = (directory / "config.yaml").exists() and not is_locked(directory)
+    if free:
+        write(directory / FAILURE, line + "\n")
+    return free

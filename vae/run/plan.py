@@ -84,18 +84,26 @@ def describe(root: Path, jobs: list[Job]) -> str:
     return f"sweep of {len(jobs)} runs in {root}: {', '.join(f'{n} {word}' for word, n in counts.items() if n)}"
 
 
-def list_jobs(jobs: list[Job]) -> list[str]:
-    """A line a job, how it stands and what varies; then the time that the rest takes, where some have been timed."""
-    root = jobs[0].directory.parent
-    lines = [describe(root, jobs), *(f"{job.standing:<14} {job.name}" for job in jobs)]
-    found = [read_metrics(job.directory / "metrics.json") for job in jobs if job.is_done]
-    timed = [metrics["seconds"] for metrics in found if metrics is not None]
-    left = len(jobs) - len(timed)
-    if timed and left:
-        each = sum(timed) / len(timed)
+@dataclass(frozen=True)
+class Cost:
+    """What a run costs, as `vae.run.probe` finds it."""
+
+    parameters: int
+    seconds: float  # of training and validation that are left
+
+
+def list_jobs(jobs: list[Job], costs: list[Cost] | None) -> list[str]:
+    """A line a job: how it stands, the model's parameters and what varies; then the time that the rest takes."""
+    lines = [describe(jobs[0].directory.parent, jobs)]
+    if costs is None:
+        return [*lines, *(f"{job.standing:<14} {job.name}" for job in jobs)]
+    for job, cost in zip(jobs, costs, strict=True):
+        lines.append(f"{job.standing:<14} {cost.parameters:>11,} parameters  {job.name}")
+    left, seconds = sum(not job.is_done for job in jobs), sum(cost.seconds for cost in costs)
+    if left:
         lines.append(
-            f"the finished runs trained for {duration(each)} each: about {duration(each * left)} for the {left} left, "
-            "one after another"
+            f"about {duration(seconds)} of training and validation for the {left} left, one after another, by a few "
+            "steps of each on this machine"
         )
     return lines
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping
@@ -148,9 +149,10 @@ def indented(text: str) -> str:
 
 
 def given(run: Run) -> dict[str, str]:
-    """The keys of the run's command line with their values, as Hydra recorded them."""
+    """The keys of the run's command line with their values, as Hydra recorded them, or of the job under way."""
     record = run.directory / ".hydra" / "overrides.yaml"
-    overrides = yaml.safe_load(record.read_text()) if record.exists() else []
+    under_way = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    overrides = yaml.safe_load(record.read_text()) if record.exists() else under_way
     return {key.lstrip("+"): value for key, _, value in (one.partition("=") for one in overrides or [])}
 
 

@@ -109,7 +109,6 @@ class Dashboard(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # a signal only interrupts: the same command continues the run
         if isinstance(exception, Exception) and (writer := writer_of(trainer)) is not None:
-            self.sheet.end(writer, {}, failed=True)
             writer.add_text("warnings", f"failed: {exception}", trainer.global_step)
             writer.flush()
 

@@ -6,6 +6,7 @@ whether it has them or not, and before them the keys that were given on the comm
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -90,6 +91,18 @@ class Sheet:
                 writer.add_scalar(tag, metrics[name], int(metrics["steps"]))
         status = api_pb2.STATUS_FAILURE if failed else api_pb2.STATUS_SUCCESS
         _write(writer, "_hparams_/session_end_info", session_end_info=plugin_data_pb2.SessionEndInfo(status=status))
+
+
+def write_failed_row(directory: Path, sheet: Sheet, suffix: str) -> None:
+    """The row of a run that failed, in an event file of its own: TensorBoard keeps the first status that it meets.
+
+    So the file is removed when the run goes on.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(directory, filename_suffix=suffix) as writer:
+        sheet.begin(writer)
+        sheet.end(writer, {}, failed=True)
 
 
 def _write(writer: "SummaryWriter", tag: str, **content: Any) -> None:
