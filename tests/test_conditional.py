@@ -3,13 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import settings_of, train
 from torch import Tensor, nn
 
+from vae.commands import cli
 from vae.errors import InputError
 from vae.evaluation import estimates
+from vae.evaluation.architecture import architecture
 from vae.likelihoods import GaussianHead
 from vae.model import VAE
 from vae.networks import MLPDecoder, MLPEncoder
@@ -143,6 +146,48 @@ def test_the_test_nll_depends_on_the_labels(run: Path) -> None:
     few.labels = (few.labels + 1) % 10
     wrong, _ = estimates.bounds(loaded.vae, few, 5, 0)
     assert right.mean() > wrong.mean()
+
+
+def test_the_commands_use_the_labels_of_the_test_split_or_the_class_that_is_named(run: Path, tmp_path: Path) -> None:
+    with np.load(use(tmp_path, "encode", run)) as found, np.load(use(tmp_path, "encode", run, 3)) as told:
+        own, threes, labels = found["mean"], told["mean"], found["label"]
+    same = (own == threes).all(1)
+    assert same[labels == 3].all()
+    assert not same[labels != 3].any()
+    with np.load(use(tmp_path, "sample", run, None, "-n", "20")) as found:
+        turns, z = found["x"], torch.from_numpy(found["z"])
+    vae = load_run(run).vae
+    with torch.no_grad(), vae.given(torch.arange(20) % 10):
+        torch.testing.assert_close(torch.from_numpy(turns), vae.sample(z).clamp(0, 1))
+    for verb in ("reconstruct", "score"):
+        with np.load(use(tmp_path, verb, run, None, "-n", "7")) as found:
+            assert len(found["x"]) == 7
+    with pytest.raises(InputError, match=r"model.conditional=true: .* give a class with --label"):
+        use(tmp_path, "traverse", run)
+    with np.load(use(tmp_path, "traverse", run, 4)) as found:
+        assert found["x"].shape[1] == 11
+
+
+def use(folder: Path, verb: str, run: Path, label: int | None = None, *options: str) -> Path:
+    """Runs `vae verb run` and gives the file that it wrote."""
+    out = folder / f"{verb}-{label}.npz"
+    told = [] if label is None else ["--label", str(label)]
+    cli.app([verb, str(run), *told, *options, "--out", str(out)], standalone_mode=False)
+    return out
+
+
+def test_what_takes_no_labels_says_so(run: Path, tmp_path: Path) -> None:
+    for verb, options in (("export", ("--format", "onnx")), ("explore", ("-o", str(tmp_path / "page.html")))):
+        with pytest.raises(InputError, match=r"model\.conditional=true: "):
+            cli.app([verb, str(run), *options], standalone_mode=False)
+    cli.app(["report", str(run), "-o", str(tmp_path / "page.html")], standalone_mode=False)
+    assert "model.conditional=true: the explorer" in (tmp_path / "page.html").read_text()
+
+
+def test_the_picture_of_the_model_names_the_class(run: Path) -> None:
+    halves = architecture(load_run(run).vae)
+    assert halves["Encoder"][0] == "x  1 x 28 x 28, class"
+    assert halves["Decoder"][0] == "z  2, class"
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,8 @@ class VAE(nn.Module):
     def _labels_of(self, count: int) -> Tensor:
         if self.labels is None:
             raise InputError(
-                f"model.conditional=true: the model needs the labels of {count} images; in Python, with "
-                "vae.given(labels): ..., at the command line, vae sample RUN --label 3"
+                f"model.conditional=true: the model needs the labels of {count} images; give a class with --label, or "
+                "in Python with vae.given(labels): ..."
             )
         return self.labels.expand(count)
 

@@ -61,6 +61,7 @@ def complete_figure(incomplete: str) -> list[str]:
     return figures(incomplete)
 
 
+OUT = ("-o", "--out", "--output")
 RunArgument = Annotated[
     str,
     typer.Argument(
@@ -76,7 +77,10 @@ SeedOption = Annotated[int, typer.Option(min=0, help="The same seed gives the sa
 ModeOption = Annotated[Mode, typer.Option("--x", help="Show the mean of p(x|z) or a sample of it.")]
 OutOption = Annotated[
     str | None,
-    typer.Option(help="A .png, .svg, .pdf picture, or the numbers as .npz, .csv.", show_default="in RUN/figures"),
+    typer.Option(*OUT, help="A .png, .svg, .pdf picture, or the numbers as .npz, .csv.", show_default="in RUN/figures"),
+]
+LabelOption = Annotated[
+    int | None, typer.Option(help="The class of all images, for a conditional model.", show_default=False)
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace the file that is there.")]
 ImagesArgument = Annotated[
@@ -85,7 +89,7 @@ ImagesArgument = Annotated[
 ]
 StepsOption = Annotated[int, typer.Option(min=2, help="Images in a row.")]
 Best, Mean = Checkpoint.best, Mode.mean
-OutputPage = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The page, one file for any browser.")]
+OutputPage = Annotated[Path, typer.Option(*OUT, metavar="FILE", help="The page, one file for any browser.")]
 ImagesOption = Annotated[
     int, typer.Option(min=0, help="Test images in the page; 0: none, and the data set need not be there.")
 ]
@@ -164,7 +168,7 @@ def runs(
         list[str] | None, typer.Option(help="Columns instead of the usual ones.", autocompletion=complete_metric)
     ] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="The largest first.")] = False,
-    out: Annotated[str | None, typer.Option(help="All settings and metrics as .csv.", show_default=False)] = None,
+    out: Annotated[str | None, typer.Option(*OUT, help="All settings and metrics as .csv.", show_default=False)] = None,
     force: ForceOption = False,
 ) -> None:
     """List the runs below a folder: how each stands, and its metrics.
@@ -184,7 +188,7 @@ def sample(
     seed: SeedOption = 0,
     temperature: Annotated[float, typer.Option(min=0, help="Below 1: nearer to the mean of z.")] = 1.0,
     origin: Annotated[Origin, typer.Option("--from", help="Where z comes from.")] = Origin.prior,
-    label: Annotated[int | None, typer.Option(help="The class of all images, for a conditional model.")] = None,
+    label: LabelOption = None,
     checkpoint: CheckpointOption = Best,
     trust: TrustOption = None,
     out: OutOption = None,
@@ -197,8 +201,8 @@ def sample(
     refuse_early(run, checkpoint, out, force)
     from vae.commands.sample import sample
 
-    how = {"checkpoint": checkpoint, "trust": trust, "force": force}
-    sample(run, count, x, seed, temperature, origin, out, label, **how)
+    how = {"label": label, "checkpoint": checkpoint, "trust": trust, "force": force}
+    sample(run, count, x, seed, temperature, origin, out, **how)
 
 
 @app.command(rich_help_panel=USE)
@@ -209,6 +213,7 @@ def reconstruct(
     z: Annotated[Mode, typer.Option(help="The posterior's mean or a draw from it.")] = Mean,
     x: ModeOption = Mean,
     seed: SeedOption = 0,
+    label: LabelOption = None,
     checkpoint: CheckpointOption = Best,
     trust: TrustOption = None,
     out: OutOption = None,
@@ -221,13 +226,14 @@ def reconstruct(
     refuse_early(run, checkpoint, out, force, images)
     from vae.commands.images import reconstruct
 
-    reconstruct(run, images, count, z, x, seed, out, checkpoint=checkpoint, trust=trust, force=force)
+    reconstruct(run, images, count, z, x, seed, out, label=label, checkpoint=checkpoint, trust=trust, force=force)
 
 
 @app.command(rich_help_panel=USE)
 def encode(
     run: RunArgument,
     images: ImagesArgument = None,
+    label: LabelOption = None,
     checkpoint: CheckpointOption = Best,
     trust: TrustOption = None,
     out: OutOption = None,
@@ -240,7 +246,7 @@ def encode(
     refuse_early(run, checkpoint, out, force, images)
     from vae.commands.images import encode
 
-    encode(run, images, out, checkpoint=checkpoint, trust=trust, force=force)
+    encode(run, images, out, label=label, checkpoint=checkpoint, trust=trust, force=force)
 
 
 @app.command(rich_help_panel=USE)
@@ -254,6 +260,7 @@ def score(
         list[str] | None,
         typer.Option(metavar="noise|upside-down|FOLDER", help="Also tell these apart: area under the ROC curve."),
     ] = None,
+    label: LabelOption = None,
     checkpoint: CheckpointOption = Best,
     trust: TrustOption = None,
     out: OutOption = None,
@@ -266,7 +273,7 @@ def score(
     refuse_early(run, checkpoint, out, force, images)
     from vae.commands.images import score
 
-    how = {"checkpoint": checkpoint, "trust": trust, "force": force}
+    how = {"label": label, "checkpoint": checkpoint, "trust": trust, "force": force}
     score(run, images, count, samples, seed, against, out, **how)
 
 
@@ -280,6 +287,7 @@ def interpolate(
     steps: StepsOption = 11,
     x: ModeOption = Mean,
     seed: SeedOption = 0,
+    label: LabelOption = None,
     checkpoint: CheckpointOption = Best,
     trust: TrustOption = None,
     out: OutOption = None,
@@ -292,7 +300,7 @@ def interpolate(
     refuse_early(run, checkpoint, out, force)
     from vae.commands.latents import interpolate
 
-    interpolate(run, between, steps, x, seed, out, checkpoint=checkpoint, trust=trust, force=force)
+    interpolate(run, between, steps, x, seed, out, label=label, checkpoint=checkpoint, trust=trust, force=force)
 
 
 @app.command(rich_help_panel=USE)
@@ -305,6 +313,7 @@ def traverse(
     steps: StepsOption = 11,
     x: ModeOption = Mean,
     seed: SeedOption = 0,
+    label: LabelOption = None,
     checkpoint: CheckpointOption = Best,
     trust: TrustOption = None,
     out: OutOption = None,
@@ -317,7 +326,7 @@ def traverse(
     refuse_early(run, checkpoint, out, force)
     from vae.commands.latents import traverse
 
-    traverse(run, image, steps, x, seed, out, checkpoint=checkpoint, trust=trust, force=force)
+    traverse(run, image, steps, x, seed, out, label=label, checkpoint=checkpoint, trust=trust, force=force)
 
 
 @app.command(rich_help_panel=USE)
@@ -329,6 +338,7 @@ def manifold(
     steps: StepsOption = 15,
     x: ModeOption = Mean,
     seed: SeedOption = 0,
+    label: LabelOption = None,
     checkpoint: CheckpointOption = Best,
     trust: TrustOption = None,
     out: OutOption = None,
@@ -341,7 +351,7 @@ def manifold(
     refuse_early(run, checkpoint, out, force)
     from vae.commands.latents import manifold
 
-    manifold(run, latents, steps, x, seed, out, checkpoint=checkpoint, trust=trust, force=force)
+    manifold(run, latents, steps, x, seed, out, label=label, checkpoint=checkpoint, trust=trust, force=force)
 
 
 @app.command(rich_help_panel=RUNS)
@@ -354,7 +364,7 @@ def figure(
     checkpoint: CheckpointOption = Best,
     trust: TrustOption = None,
     out: Annotated[
-        str | None, typer.Option(help="A .png, .svg or .pdf picture.", show_default="in RUN/figures")
+        str | None, typer.Option(*OUT, help="A .png, .svg or .pdf picture.", show_default="in RUN/figures")
     ] = None,
     force: ForceOption = False,
 ) -> None:
@@ -374,7 +384,7 @@ def figure(
 def export(
     run: RunArgument,
     format_: Annotated[Format, typer.Option("--format", help="torch and safetensors: weights for plain torch.")],
-    out: Annotated[str | None, typer.Option(help="A new folder.", show_default="RUN/export_FORMAT")] = None,
+    out: Annotated[str | None, typer.Option(*OUT, help="A new folder.", show_default="RUN/export_FORMAT")] = None,
     checkpoint: CheckpointOption = Best,
     trust: TrustOption = None,
     force: ForceOption = False,
@@ -460,7 +470,7 @@ def compare(
     folders: Annotated[list[str], typer.Argument(metavar="DIR...", help="Folders with runs.", show_default=False)],
     metric: Annotated[list[str] | None, typer.Option(help="A column; the first is tested. Repeatable.")] = None,
     baseline: Annotated[str | None, typer.Option(metavar="KEY=VALUE,...", help="What the others differ from.")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where the tables go.")] = None,
+    output: Annotated[Path | None, typer.Option(*OUT, help="Where the tables go.")] = None,
     figures: Annotated[bool, typer.Option("--figures", help="Draw effects, pairs, curves and fronts too.")] = False,
 ) -> None:
     """Compare the runs of sweeps: a row a configuration, its mean over seeds, and which differences are noise.
@@ -527,7 +537,7 @@ def bench(
 @app.command(rich_help_panel=MACHINE)
 def model(
     overrides: Annotated[list[str] | None, typer.Argument(help="As for train.", metavar="[KEY=VALUE]...")] = None,
-    output: Annotated[str, typer.Option("--output", "-o", help="The picture: .png, .svg or .pdf.")] = "model.png",
+    output: Annotated[str, typer.Option(*OUT, help="The picture: .png, .svg or .pdf.")] = "model.png",
 ) -> None:
     """Show the layers of a configured model, with their shapes and numbers of parameters, and draw them.
 

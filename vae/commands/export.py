@@ -57,6 +57,8 @@ def export(path: str, format_: str, out: str | None, **how: Any) -> None:
     run = open_run(path, **how)
     folder = Path(out) if out else run.directory / f"export_{format_}"
     vae = run.vae.cpu().eval()
+    if vae.classes:
+        raise InputError("model.conditional=true: exports have no input for labels; use the model through load_run")
     if format_ == "onnx":
         described = describe_onnx(vae)
         write_onnx(vae, folder)

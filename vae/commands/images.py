@@ -1,5 +1,6 @@
 """`vae reconstruct`, `vae encode` and `vae score`: of the test split, or of a person's own images."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from vae.commands.opening import Given, binarised, default_out, describe, images_of, open_run
 from vae.commands.output import check_out, write
-from vae.data.batches import as_floats
+from vae.data.batches import Images, as_floats
 from vae.errors import InputError
 from vae.evaluation import draws, figures
 from vae.evaluation.estimates import image_scores
@@ -25,7 +26,7 @@ def reconstruct(
     place = check_out(out, how.pop("force"))
     run = open_run(path, **how)
     given = images_of(run, images, count)
-    made = draws.reconstruct(run.vae, given.images, z, x, seed)
+    made = draws.reconstruct(run.vae, given.source(run), z, x, seed)
     error = (as_floats(given.images) - made).square().sum((1, 2, 3))
     draw_z = "posterior mean" if z == "mean" else f"one draw from the posterior, seed {seed}"
     text = (
@@ -56,7 +57,7 @@ def encode(path: str, images: list[str] | None, out: str | None, **how: Any) -> 
     place = check_out(out, how.pop("force"))
     run = open_run(path, **how)
     given = images_of(run, images)
-    found = draws.encode(run.vae, given.images)
+    found = draws.encode(run.vae, given.source(run))
     labels = {} if given.labels is None else {"label": given.labels.numpy()}
     text = f"{describe(run)}; {given.said}; posterior means of {len(given.images)} images"
     classes = labels.get("label", np.zeros(len(given.images), int))
@@ -76,14 +77,14 @@ def score(
     place = check_out(out, how.pop("force"))
     run = open_run(path, **how)
     given = images_of(run, images, count)
-    found, error = image_scores(run.vae, given.images, samples, seed, bar=True)
+    found, error = image_scores(run.vae, given.source(run), samples, seed, bar=True)
     order = found.argsort()
     what = "log p(x)" if run.vae.likelihood.normalised else "minus (reconstruction + KL), which are no nats"
     print(f"{what}, {samples} importance samples an image; the most unusual of {len(found)} first")
     for rank, row in enumerate(order[:LISTED].tolist(), 1):
         print(f"{rank:>4}  {found[row]:>12.2f} +- {error[row]:<8.2g} {given.names[row]}{_label(given, row)}")
     for name in against or ():
-        others, _ = image_scores(run.vae, contrast(run, name, given.images, seed), samples, seed, bar=True)
+        others, _ = image_scores(run.vae, contrast(run, name, given, seed), samples, seed, bar=True)
         print(f"against {name}: area under the ROC curve {area(found, others):.4f} ({len(others)} images)")
     shown = order[:SHOWN]
     text = (
@@ -106,13 +107,14 @@ def _label(given: Given, row: int) -> str:
     return "" if given.labels is None else f", class {given.labels[row]}"
 
 
-def contrast(run: TrainedRun, name: str, like: Tensor, seed: int) -> Tensor:
+def contrast(run: TrainedRun, name: str, like: Given, seed: int) -> Tensor | Images:
     """Images that are none of the model's kind: `noise` (uniform), `upside-down`, or those of a folder."""
     if name == "noise":
-        made = torch.randint(256, like.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-        return binarised(made, "static", seed)[0] if run.vae.likelihood.binary_only else made
+        made = torch.randint(256, like.images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+        made = binarised(made, "static", seed)[0] if run.vae.likelihood.binary_only else made
+        return replace(like, images=made).source(run)
     if name == "upside-down":
-        return like.flip(-1, -2)
+        return replace(like, images=like.images.flip(-1, -2)).source(run)
     return images_of(run, [name]).images
 
 

@@ -7,27 +7,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae.data.batches import Images
 from vae.data.photographs import find_images, fit_image
 from vae.errors import InputError
-from vae.evaluation.draws import decode, prior_latents
+from vae.evaluation.draws import classes_in_turn, decode, prior_latents
 from vae.model import VAE
 from vae.run.load import TrainedRun, load_run
 from vae.run.process import find_own_modules, log_to
 from vae.run.settings import caption
 
 
-def open_run(path: str, checkpoint: str, trust: list[str] | None) -> TrainedRun:
+def open_run(path: str, checkpoint: str, trust: list[str] | None, label: int | None = None) -> TrainedRun:
+    """A conditional model takes every image as one of the class `label`, where it is given.
+
+    Raises InputError for a class that the model has not.
+    """
     log_to(None)
     find_own_modules()
     run = load_run(path, checkpoint, trust=tuple(trust or ()))
+    if label is not None:
+        if not 0 <= label < run.vae.classes:
+            allowed = f"0 to {run.vae.classes - 1}" if run.vae.classes else "none, as the model is not conditional"
+            raise InputError(f"--label={label}: this model's classes are {allowed}")
+        run.vae.labels = torch.tensor(label, device=run.vae.prior_loc.device)
     if run.settings.threads:
         torch.set_num_threads(run.settings.threads)
     return run
 
 
 def describe(run: TrainedRun) -> str:
-    """How a caption begins: the run, its data, its latents."""
-    return f"{run.directory.absolute().name}: {caption(run.settings.plain)}; {run.vae.latent_dim} latents"
+    """How a caption begins: the run, its data, its latents, the class that was asked for."""
+    of_class = "" if run.vae.labels is None else f"; class {run.vae.labels}"
+    return f"{run.directory.absolute().name}: {caption(run.settings.plain)}; {run.vae.latent_dim} latents{of_class}"
 
 
 def default_out(run: TrainedRun, name: str) -> Path:
@@ -42,6 +53,11 @@ class Given:
     names: list[str]
     labels: Tensor | None
     said: str
+
+    def source(self, run: TrainedRun) -> Tensor | Images:
+        """The images with their own labels, for a conditional model that was told no other class."""
+        labels = self.labels if run.vae.labels is None else None
+        return self.images if labels is None else Images(self.images, labels)
 
 
 def images_of(run: TrainedRun, paths: list[str] | None, count: int | None = None) -> Given:
@@ -62,7 +78,7 @@ def images_of(run: TrainedRun, paths: list[str] | None, count: int | None = None
 
 def is_dark(vae: VAE) -> bool:
     """Whether the model's images are light on dark, by the border of the mean of its samples."""
-    mean = decode(vae, prior_latents(vae, 64, 0)).mean((0, 1))  # (H, W)
+    mean = decode(vae, prior_latents(vae, 64, 0), labels=classes_in_turn(vae)).mean((0, 1))  # (H, W)
     return bool(torch.cat([mean[0], mean[-1], mean[:, 0], mean[:, -1]]).median() < 0.5)
 
 

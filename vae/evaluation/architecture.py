@@ -1,5 +1,6 @@
 """A model's layers with their shapes and numbers of parameters, as they are built, and their picture."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -23,8 +24,8 @@ class Layer(NamedTuple):
 
 
 @torch.no_grad()
-def layers_of(half: nn.Module, x: Tensor) -> list[Layer]:
-    """The layers of an encoder or decoder in the order in which x (1, ...) passes them."""
+def layers_of(half: nn.Module, call: Callable[[Tensor], object], x: Tensor) -> list[Layer]:
+    """The layers of an encoder or decoder in the order in which `call(x)` passes them, for one image or z."""
     found: list[Layer] = []
 
     def seen(module: nn.Module, _: object, out: Tensor) -> None:
@@ -36,7 +37,7 @@ def layers_of(half: nn.Module, x: Tensor) -> list[Layer]:
             found[-1] = Layer([*found[-1].names, name], shape, found[-1].parameters)
 
     hooks = [m.register_forward_hook(seen) for m in half.modules() if not [*m.children()]]
-    half(x)
+    call(x)
     for hook in hooks:
         hook.remove()
     return found
@@ -46,11 +47,13 @@ def architecture(vae: VAE) -> dict[str, tuple[str, str, list[Layer]]]:
     """Of each half: what goes in, what comes out, and its layers."""
     training = vae.training
     vae.eval()
-    x, z = vae.prior_loc.new_zeros(1, *vae.image_shape), vae.prior_loc.new_zeros(1, vae.latent_dim)
-    image = by(vae.image_shape)
+    x, z = vae.prior_loc.new_zeros(1, *vae.image_shape), vae.prior_loc.new_zeros(1, 1, vae.latent_dim)
+    image, label = by(vae.image_shape), ", class" if vae.classes else ""
+    with vae.given(0):
+        encoder, decoder = layers_of(vae.encoder, vae.encode, x), layers_of(vae.decoder, vae.decode, z)
     halves = {
-        "Encoder": (f"x  {image}", f"q(z|x), {vae.latent_dim} latents", layers_of(vae.encoder, x)),
-        "Decoder": (f"z  {vae.latent_dim}", f"p(x|z), {type(vae.likelihood).__name__}", layers_of(vae.decoder, z)),
+        "Encoder": (f"x  {image}{label}", f"q(z|x), {vae.latent_dim} latents", encoder),
+        "Decoder": (f"z  {vae.latent_dim}{label}", f"p(x|z), {type(vae.likelihood).__name__}", decoder),
     }
     vae.train(training)
     return halves

@@ -1,21 +1,31 @@
 """Latents to decode: draws from the prior or the aggregate posterior, ways between two points; and their images."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vae.data.batches import Images, as_floats
 from vae.errors import InputError
 from vae.evaluation import metrics
-from vae.evaluation.estimates import _chunks
 from vae.model import VAE
 from vae.noise import derive, fixed_noise
 
 MIXTURE = 10  # components of the aggregate posterior's mixture
 FITTED = 10_000  # images that it is fitted to
+
+
+def chunks(vae: VAE, images: Tensor | Images, size: int) -> Iterator[Tensor]:
+    """x (n, C, H, W) in [0, 1] on the model's device; a conditional model is given the labels that come with them."""
+    pixels, labels = (images.images, images.labels) if isinstance(images, Images) else (images, None)
+    for start in range(0, len(pixels), size):
+        place = slice(start, start + size)
+        with nullcontext() if labels is None else vae.given(labels[place]):
+            yield as_floats(pixels[place].to(vae.prior_loc.device)).to(vae.prior_loc)
 
 
 @torch.inference_mode()
@@ -39,16 +49,17 @@ def prior_latents(vae: VAE, count: int, seed: int, temperature: float = 1.0) -> 
 
 
 @torch.inference_mode()
-def posterior_latents(vae: VAE, images: Tensor, count: int, seed: int, temperature: float = 1.0) -> Tensor:
+def posterior_latents(vae: VAE, images: Tensor | Images, count: int, seed: int, temperature: float = 1.0) -> Tensor:
     """z (N, D) from a Gaussian mixture fitted to the aggregate posterior, one draw from q(z|x) of each image.
 
     A `temperature` below 1 draws each to the mean of its component.
     """
     from sklearn.mixture import GaussianMixture
 
+    few = images.take(slice(FITTED)) if isinstance(images, Images) else images[:FITTED]
     with fixed_noise(derive(seed, "aggregate posterior")):
-        drawn = (vae.encode(x).sample(torch.Size((1,)))[0] for x in _chunks(vae, images[:FITTED], 1000))
-        points = metrics.gather_chunks(drawn, min(FITTED, len(images))).double().numpy()
+        drawn = (vae.encode(x).sample(torch.Size((1,)))[0] for x in chunks(vae, few, 1000))
+        points = metrics.gather_chunks(drawn, len(few)).double().numpy()
     state = derive(seed, "mixture") % 2**32
     mixture = GaussianMixture(min(MIXTURE, len(points)), random_state=state).fit(points)
     z, component = mixture.sample(count)  # in the order of the components
@@ -58,22 +69,40 @@ def posterior_latents(vae: VAE, images: Tensor, count: int, seed: int, temperatu
 
 
 @torch.inference_mode()
-def decode(vae: VAE, z: Tensor, x: str = "mean", seed: int = 0, bar: bool = False) -> Tensor:
-    """Images (N, C, H, W) in [0, 1] on the CPU of latents (N, D); `x` is `mean` or `sample` of p(x|z)."""
+def decode(
+    vae: VAE, z: Tensor, x: str = "mean", seed: int = 0, labels: Tensor | None = None, bar: bool = False
+) -> Tensor:
+    """Images (N, C, H, W) in [0, 1] on the CPU of latents (N, D); `x` is `mean` or `sample` of p(x|z).
+
+    A conditional model takes `labels`, which are repeated until there are as many as images.
+    """
     purpose = derive(seed, "generated x")
-    parts = tqdm(z.split(1000), "images", leave=False, disable=None if bar and len(z) > 1000 else True)
+    parts = tqdm(
+        torch.arange(len(z)).split(1000), "images", leave=False, disable=None if bar and len(z) > 1000 else True
+    )
+
+    def images() -> Iterator[Tensor]:
+        for rows in parts:
+            with nullcontext() if labels is None else vae.given(labels[rows % len(labels)]):
+                yield vae.sample(z[rows].to(vae.prior_loc), x=x).clamp(0, 1)
+
     with fixed_noise(purpose), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(purpose)
-        return metrics.gather_chunks((vae.sample(part.to(vae.prior_loc), x=x).clamp(0, 1) for part in parts), len(z))
+        return metrics.gather_chunks(images(), len(z))
+
+
+def classes_in_turn(vae: VAE) -> Tensor | None:
+    """Labels for `decode`, for a conditional model that was told none."""
+    return torch.arange(vae.classes) if vae.classes and vae.labels is None else None
 
 
 @torch.inference_mode()
-def reconstruct(vae: VAE, images: Tensor, z: str = "mean", x: str = "mean", seed: int = 0) -> Tensor:
+def reconstruct(vae: VAE, images: Tensor | Images, z: str = "mean", x: str = "mean", seed: int = 0) -> Tensor:
     """Images (N, C, H, W) in [0, 1] on the CPU; `z` and `x` are each `mean` or `sample`."""
     purpose = derive(seed, "reconstruct")
     with fixed_noise(purpose), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(purpose)
-        drawn = (vae.reconstruct(part, z, x).clamp(0, 1) for part in _chunks(vae, images, 1000))
+        drawn = (vae.reconstruct(part, z, x).clamp(0, 1) for part in chunks(vae, images, 1000))
         return metrics.gather_chunks(drawn, len(images))
 
 
@@ -100,10 +129,10 @@ WAYS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"linear": linear, "s
 
 
 @torch.inference_mode()
-def encode(vae: VAE, images: Tensor) -> dict[str, np.ndarray]:
+def encode(vae: VAE, images: Tensor | Images) -> dict[str, np.ndarray]:
     """`mean` (N, D) of q(z|x) and, where q has one, `stddev` (N, D)."""
     means, spreads = [], []
-    for x in _chunks(vae, images, 1000):
+    for x in chunks(vae, images, 1000):
         q = vae.encode(x)
         means.append(q.mean.cpu())
         try:
@@ -116,8 +145,10 @@ def encode(vae: VAE, images: Tensor) -> dict[str, np.ndarray]:
 
 def use_of_latents(vae: VAE, seed: int = 0) -> Tensor:
     """(D,): how much the posterior mean of each latent moves over the model's own samples. Takes no data."""
-    images = decode(vae, prior_latents(vae, 1000, seed))
-    return torch.from_numpy(encode(vae, images)["mean"]).var(0)
+    labels = classes_in_turn(vae)
+    images = decode(vae, prior_latents(vae, 1000, seed), labels=labels)
+    source = images if labels is None else Images(images, labels.repeat(len(images))[: len(images)])
+    return torch.from_numpy(encode(vae, source)["mean"]).var(0)
 
 
 def square(count: int) -> int:

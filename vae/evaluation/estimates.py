@@ -8,7 +8,6 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +16,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vae.data.batches import Images, as_floats
+from vae.data.batches import Images
 from vae.data.module import ImageDataModule
 from vae.distributions import MONTE_CARLO, PER_LATENT, divergence, kl_form
 from vae.evaluation import metrics
+from vae.evaluation.draws import chunks, decode, prior_latents
 from vae.evaluation.factors import factor_scores
 from vae.evaluation.feature_net import embed, feature_net, fingerprint
 from vae.model import VAE
@@ -37,15 +37,6 @@ KL_DRAWS = 16  # of z for an image's KL where there is no closed form
 MOST_POINTS = 5000  # images of a split from which the scores of factors are taken
 
 Metrics = dict[str, float]
-
-
-def _chunks(vae: VAE, images: Tensor | Images, size: int) -> Iterator[Tensor]:
-    """x (n, C, H, W) in [0, 1] on the model's device; a conditional model is given the labels that come with them."""
-    pixels, labels = (images.images, images.labels) if isinstance(images, Images) else (images, None)
-    for start in range(0, len(pixels), size):
-        place = slice(start, start + size)
-        with nullcontext() if labels is None else vae.given(labels[place]):
-            yield as_floats(pixels[place].to(vae.prior_loc.device)).to(vae.prior_loc)
 
 
 @torch.inference_mode()
@@ -68,7 +59,7 @@ def objective_metrics(
         batch = validation_batch
     single, log_px = torch.empty(2, count, dtype=torch.float64)  # no lists, as in `bounds`
     rates = torch.empty(0)
-    for chunk, x in enumerate(_chunks(vae, images, batch)):
+    for chunk, x in enumerate(chunks(vae, images, batch)):
         with fixed_noise(noise):
             terms = objective(vae, x, step)
         if not chunk:
@@ -94,7 +85,7 @@ def has_batch_term(vae: VAE, objective: Callable[..., Terms], images: Tensor | I
     """Whether the loss is not a mean over images."""
     with fixed_noise(NoiseStreams(0)), torch.inference_mode():
         few = images.take(slice(2)) if isinstance(images, Images) else images[:2]
-        return next(objective(vae, x, step).per_image is None for x in _chunks(vae, few, 2))
+        return next(objective(vae, x, step).per_image is None for x in chunks(vae, few, 2))
 
 
 @dataclass
@@ -121,7 +112,7 @@ def posteriors(vae: VAE, images: Tensor | Images) -> Posteriors:
 
     def rows() -> Iterator[Tensor]:
         nonlocal form
-        for x in _chunks(vae, images, 1000):
+        for x in chunks(vae, images, 1000):
             q, p = vae.encode(x), vae.prior
             form = form or kl_form(q, p)
             with fixed_noise(noise):
@@ -155,8 +146,8 @@ def weights_by_chunk(
     noise, count = NoiseStreams(derive(seed, "importance")), len(images)
     size = max(1, rows // samples)
     hidden = not (bar and sys.stderr.isatty())
-    chunks = tqdm(_chunks(vae, images, size), "importance samples", -(-count // size), False, disable=hidden)
-    for chunk, x in enumerate(chunks):
+    parts = tqdm(chunks(vae, images, size), "importance samples", -(-count // size), False, disable=hidden)
+    for chunk, x in enumerate(parts):
         with fixed_noise(noise):
             log_w = log_weights(vae, x, samples).double()
         yield slice(chunk * size, chunk * size + len(x)), log_w
@@ -224,26 +215,6 @@ def factor_metrics(vae: VAE, train: Images, held_out: Images, split: str) -> Met
     return {f"{split}/{name}": value for name, value in scores.items()}
 
 
-@torch.inference_mode()
-def prior_samples(vae: VAE, count: int, seed: int, x: str, labels: Tensor | None = None) -> Tensor:
-    """Images (N, C, H, W) on the CPU; the first are the same for every `count`. A conditional model takes `labels`.
-
-    They are repeated until there are as many as images.
-    """
-    generator = np.random.default_rng(derive(seed, "generated"))
-    noise = torch.from_numpy(generator.standard_normal((count, vae.noise_per_draw), dtype=np.float32))
-    z = vae.draw_prior(noise)
-    with fixed_noise(derive(seed, "generated x")), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive(seed, "generated x"))
-
-        def drawn() -> Iterator[Tensor]:
-            for rows in torch.arange(count).split(1000):
-                with nullcontext() if labels is None else vae.given(labels[rows % len(labels)]):
-                    yield vae.sample(z[rows].to(vae.prior_loc), x=x).clamp(0, 1)
-
-        return metrics.gather_chunks(drawn(), count)
-
-
 def sample_mode(data: ImageDataModule) -> str:
     """Binary data are met by samples of x, grey images by its mean, as the literature shows them."""
     return "mean" if data.binarize == "none" else "sample"
@@ -269,7 +240,8 @@ def sample_metrics(
     net, name = feature_net(
         cache_dir, train.images, train.labels, data.classes, fingerprint(train.images, train.labels)
     )
-    images = prior_samples(vae, generated, seed, sample_mode(data), train.labels)
+    z = prior_latents(vae, generated, seed)
+    images = decode(vae, z, sample_mode(data), seed, train.labels if vae.classes else None)
     real_features, _ = embed(net, real)
     fake_features, predictions = embed(net, images)
     count = min(len(real_features), len(fake_features))

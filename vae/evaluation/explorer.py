@@ -77,6 +77,8 @@ def check(vae: VAE) -> None:
     """Raises InputError, naming the part, for what the page's JavaScript does not know."""
     if vae.latent_dim > LATENTS:
         raise InputError(f"latent_dim={vae.latent_dim}: the explorer has sliders for {LATENTS} latents at most")
+    if vae.classes:
+        raise InputError("model.conditional=true: the explorer computes models without labels only")
     known = {"model.encoder": (MLPEncoder, ConvEncoder), "model.decoder": (MLPDecoder, ConvDecoder)}
     for key, part in {"model.encoder": vae.encoder, "model.decoder": vae.decoder}.items():
         if type(part) not in known[key]:
