@@ -168,6 +168,7 @@ HEADS: dict[str, Callable[[], likelihoods.Likelihood]] = {
     "gaussian, shared": partial(likelihoods.GaussianHead, "shared"),
     "gaussian, optimal": partial(likelihoods.GaussianHead, "optimal"),
     "bernoulli": BERNOULLI,
+    "cross_entropy": likelihoods.CrossEntropyHead,
     "continuous_bernoulli": likelihoods.ContinuousBernoulliHead,
     "discretized_logistic": likelihoods.DiscretizedLogisticHead,
 }

@@ -87,7 +87,8 @@ def test_an_export_gives_the_model_s_numbers_in_a_process_without_this_package(
 
 
 HEADS = {
-    "squared_error": [], "gaussian": [], "gaussian pixel": ["likelihood.sigma=pixel"], "continuous_bernoulli": [],
+    "squared_error": [], "gaussian": [], "gaussian pixel": ["likelihood.sigma=pixel"], "cross_entropy": [],
+    "continuous_bernoulli": [],
     "bernoulli": ["data.binarize=dynamic"], "discretized_logistic": [],
 }  # fmt: skip
 PAIRS = [("mlp", "mlp"), ("conv", "conv"), ("mlp", "conv"), ("conv", "mlp")]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import integrate, stats
 from scipy.special import expit
 from torch import Tensor
@@ -17,6 +18,7 @@ from vae.errors import InputError
 from vae.likelihoods import (
     BernoulliHead,
     ContinuousBernoulliHead,
+    CrossEntropyHead,
     DiscretizedLogisticHead,
     GaussianHead,
     Likelihood,
@@ -289,7 +291,7 @@ def test_discretised_logistic_refuses_what_is_off_the_levels(bad: float) -> None
         DiscretizedLogisticHead().check(x)
 
 
-@pytest.mark.parametrize("head", [SquaredErrorHead, GaussianHead, ContinuousBernoulliHead])
+@pytest.mark.parametrize("head", [SquaredErrorHead, GaussianHead, CrossEntropyHead, ContinuousBernoulliHead])
 def test_the_other_heads_take_any_grey(head: Callable[[], Likelihood]) -> None:
     head().check(torch.rand(3, 1, 4, 5))
 
@@ -297,6 +299,17 @@ def test_the_other_heads_take_any_grey(head: Callable[[], Likelihood]) -> None:
 def test_the_base_is_no_likelihood() -> None:
     with pytest.raises(TypeError, match="choose one"):
         Likelihood()(torch.zeros(1, 1, 1, 1, 1, 1))
+
+
+def test_cross_entropy_of_grey_pixels_is_torchs_and_no_density() -> None:
+    params, x = torch.randn(K, B, 1, C, H, W), torch.rand(B, C, H, W)
+    head = CrossEntropyHead()
+    expected = F.binary_cross_entropy_with_logits(params.squeeze(2), x.expand(K, B, C, H, W), reduction="none")
+    torch.testing.assert_close(head(params).log_prob(x), -expected.sum((-3, -2, -1)))
+    levels = torch.linspace(0, 1, 10_001)
+    density = head(torch.zeros(1, 1, 1, 1, 1, 1)).log_prob(levels.view(-1, 1, 1, 1)).exp()
+    assert density.mean() == pytest.approx(0.5)  # at mu = 1/2 it is 1/2 for every x, where a density integrates to 1
+    assert not head.normalised
 
 
 # The report's loss

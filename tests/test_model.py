@@ -12,6 +12,7 @@ from vae.distributions import Normal
 from vae.likelihoods import (
     BernoulliHead,
     ContinuousBernoulliHead,
+    CrossEntropyHead,
     DiscretizedLogisticHead,
     GaussianHead,
     Likelihood,
@@ -29,6 +30,7 @@ HEADS = {
     "gaussian_pixel": partial(GaussianHead, "pixel"),
     "gaussian_optimal": partial(GaussianHead, "optimal"),
     "bernoulli": BernoulliHead,
+    "cross_entropy": CrossEntropyHead,
     "continuous_bernoulli": ContinuousBernoulliHead,
     "discretized_logistic": DiscretizedLogisticHead,
 }

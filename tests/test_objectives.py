@@ -20,6 +20,7 @@ from vae.evaluation.estimates import bounds
 from vae.likelihoods import (
     BernoulliHead,
     ContinuousBernoulliHead,
+    CrossEntropyHead,
     DiscretizedLogisticHead,
     GaussianHead,
     Likelihood,
@@ -469,6 +470,7 @@ HEADS = {
     "gaussian_pixel": partial(GaussianHead, "pixel"),
     "gaussian_optimal": partial(GaussianHead, "optimal"),
     "bernoulli": BernoulliHead,
+    "cross_entropy": CrossEntropyHead,
     "continuous_bernoulli": ContinuousBernoulliHead,
     "discretized_logistic": DiscretizedLogisticHead,
 }

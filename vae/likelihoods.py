@@ -146,6 +146,18 @@ class BernoulliHead(Likelihood):
         return Bernoulli(params.squeeze(-4))
 
 
+class CrossEntropyHead(Likelihood):
+    """Of grey pixels x, as in PyTorch's example: log_prob(x) = sum of x log mu + (1 - x) log(1 - mu).
+
+    On grey levels it is no density: `ContinuousBernoulliHead` is. So it has no nats of log p(x), and no NLL.
+    """
+
+    normalised = False
+
+    def forward(self, params: Tensor) -> Distribution:
+        return Bernoulli(params.squeeze(-4))
+
+
 class ContinuousBernoulliHead(Likelihood):
     """A density on [0, 1] (Loaiza-Ganem and Cunningham 2019), what cross-entropy on grey pixels is often taken for."""
 

@@ -1,4 +1,14 @@
-"""Numbers as one says them."""
+"""Numbers and losses as one says them."""
+
+# What the reconstruction of a likelihood without nats is, by its `_target_`.
+ERRORS = {
+    "vae.likelihoods.SquaredErrorHead": "squared error",
+    "vae.likelihoods.CrossEntropyHead": "cross-entropy",
+}
+
+
+def error_of(target: str) -> str:
+    return ERRORS.get(target, "reconstruction")
 
 
 def duration(seconds: float) -> str:

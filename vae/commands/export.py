@@ -41,6 +41,7 @@ MEANS = {
     "SquaredErrorHead": {"sigmoid": "torch.sigmoid(params[:, 0])", "linear": "params[:, 0]"},
     "GaussianHead": {"sigmoid": "torch.sigmoid(params[:, 0])", "linear": "params[:, 0]"},
     "BernoulliHead": "torch.sigmoid(params[:, 0])",
+    "CrossEntropyHead": "torch.sigmoid(params[:, 0])",
     "ContinuousBernoulliHead": "with l = params[:, 0]: 1 / (1 - exp(-l)) - 1 / l, and 1/2 + l / 12 where |l| < 0.05",
     "DiscretizedLogisticHead": {
         link: f"with m = {mean}, s = min_scale + F.softplus(params[:, 1] - log(9.5)): the sum over k = 0..254 of "

@@ -47,7 +47,7 @@ def run_values(run: "TrainedRun", images: int) -> dict[str, Any]:
         "facts": facts(run, metrics),
         "warnings": warnings(run, metrics, rows, images),
         "headline": headline(run, metrics),
-        "results": results(metrics),
+        "results": results(metrics, run.settings.plain["likelihood"]["_target_"]),
         "others": others(run, metrics, images),
         "charts": charts(rows),
         "figures": figures_of(run.directory),
@@ -155,21 +155,14 @@ def logged_warnings(log: Path) -> list[str]:
     return [f"train.log: {line}" for line in dict.fromkeys(said)]
 
 
-def results(metrics: Plain) -> list[dict[str, str]]:
+def results(metrics: Plain, likelihood: str) -> list[dict[str, str]]:
     """The metrics of the splits side by side, then all others; each with its unit and what it means."""
     if not metrics:
         return []
-    from vae.run.table import table_rows, units, written
+    from vae.run.table import table_rows, written
 
-    rows = [
-        {
-            "name": n,
-            "dev": written(metrics, f"dev/{n}"),
-            "test": written(metrics, f"test/{n}"),
-            "unit": units(n, metrics),
-        }
-        for n in table_rows(metrics)
-    ]
+    keys = ("name", "dev", "test", "unit")
+    rows = [dict(zip(keys, row, strict=True)) for row in table_rows(metrics, likelihood)]
     rest = [
         n for n in metrics if not n.startswith(("dev/", "test/")) and n != "provenance" and not n.endswith("_error")
     ]

@@ -33,6 +33,7 @@ HEADS: dict[type, str] = {
     likelihoods.SquaredErrorHead: "squared_error",
     likelihoods.GaussianHead: "gaussian",
     likelihoods.BernoulliHead: "bernoulli",
+    likelihoods.CrossEntropyHead: "bernoulli",
     likelihoods.ContinuousBernoulliHead: "continuous_bernoulli",
     likelihoods.DiscretizedLogisticHead: "discretized_logistic",
 }

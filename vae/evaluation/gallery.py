@@ -28,6 +28,7 @@ from vae.evaluation.panels import (
     traversal_figure,
 )
 from vae.model import VAE
+from vae.words import error_of
 
 Curve = Callable[[str], list[tuple[int, float]]]  # name of a metric -> (epoch, value)
 
@@ -130,13 +131,14 @@ def draw_figure(name: str, s: Subject) -> Figure:
 
 
 def _losses(s: Subject) -> Figure:
-    normalised = s.vae.likelihood.normalised
+    head = type(s.vae.likelihood)
+    error = error_of(f"{head.__module__}.{head.__qualname__}")
     curves = {
         f"{split}/{name}": s.curve(f"{split}/{name}")
         for split in ("train", "dev", "train_eval")
         for name in ("loss", "reconstruction", "kl")
     }
-    units = ("nats", "nats") if normalised else ("squared error + nats", "squared error")
+    units = ("nats", "nats") if head.normalised else (f"{error} + nats", error)
     text = f"{s.what}; summed over pixels and latents, a mean over images"
     return figures.losses(curves, text, baselines(s.vae, s.data), units)
 

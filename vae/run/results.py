@@ -156,7 +156,9 @@ def tensorboard(
         writer.add_figure(f"figures/{name}", figure, int(metrics["steps"]), close=False)
     if draws_figures(run.settings):
         embed(writer, lit, data, int(metrics["steps"]))
-    writer.add_text("results", as_markdown(metrics), int(metrics["steps"]))
+    writer.add_text(
+        "results", as_markdown(metrics, run.settings.plain["likelihood"]["_target_"]), int(metrics["steps"])
+    )
     sheet_of(run).end(writer, metrics)
     writer.flush()
 

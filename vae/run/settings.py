@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from vae.errors import InputError
 from vae.run.keys import CONF, MOST_LATENTS, Plain, Settings, known_keys, nearest, show, targets
 from vae.run.own_parts import GROUPS_OF_PARTS, check_own_part, import_target
+from vae.words import ERRORS
 
 EXTRAS = ("mlflow", "wandb")  # loggers that need a package of the same name
 
@@ -124,7 +125,7 @@ def _check_data(data: Plain) -> None:
 def _check_likelihood(s: Settings) -> None:
     """What depends on the class of the likelihood. The default needs no check, which would import torch."""
     target, iwae = s.likelihood.target, s.objective.target == "vae.objectives.IWAE"
-    if target == "vae.likelihoods.SquaredErrorHead" and s.callbacks.monitor not in ("dev/elbo", "dev/neg_elbo"):
+    if target in ERRORS and s.callbacks.monitor not in ("dev/elbo", "dev/neg_elbo"):
         if not iwae:
             return
     head = import_target("likelihood", target)

@@ -7,6 +7,7 @@ from typing import Any
 from vae.run.directory import Run
 from vae.run.process import in_a_sweep
 from vae.run.settings import caption, monitored
+from vae.words import error_of
 
 UNWEIGHTED = ("neg_elbo", "unweighted_loss")
 LOSSES = ("loss", "reconstruction", *UNWEIGHTED)
@@ -32,8 +33,8 @@ def print_results(run: Run, metrics: dict[str, Any] | None = None, everything: b
     assert metrics is not None
     monitor = monitored(run.settings, "dev/elbo" in metrics)[0]
     table = Table("", "dev", "test", "", box=box.SIMPLE)
-    for name in table_rows(metrics):
-        table.add_row(name, written(metrics, f"dev/{name}"), written(metrics, f"test/{name}"), units(name, metrics))
+    for row in table_rows(metrics, run.settings.plain["likelihood"]["_target_"]):
+        table.add_row(*row)
     console = Console(width=100)
     console.print(headline(run, metrics, monitor), style="bold", highlight=False, soft_wrap=True)
     console.print(table)
@@ -45,13 +46,10 @@ def print_results(run: Run, metrics: dict[str, Any] | None = None, everything: b
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def as_markdown(metrics: dict[str, Any]) -> str:
+def as_markdown(metrics: dict[str, Any], likelihood: str) -> str:
     """The closing table for TensorBoard's Text tab."""
-    cells = [
-        (name, written(metrics, f"dev/{name}"), written(metrics, f"test/{name}"), units(name, metrics))
-        for name in table_rows(metrics)
-    ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [("metric", "dev", "test", "unit"), ("---",) * 4, *cells])
+    rows = [("metric", "dev", "test", "unit"), ("---",) * 4, *table_rows(metrics, likelihood)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def headline(run: Run, metrics: dict[str, Any], monitor: str) -> str:
@@ -62,8 +60,11 @@ def headline(run: Run, metrics: dict[str, Any], monitor: str) -> str:
     return f"{caption(run.settings.plain)}: {best}{nll}{last}"
 
 
-def table_rows(metrics: dict[str, Any]) -> list[str]:
-    """The metrics of a split by name; one that repeats another with beta 1 and no free bits is left out."""
+def table_rows(metrics: dict[str, Any], likelihood: str) -> list[tuple[str, str, str, str]]:
+    """The metrics of the splits: name, of dev, of test, unit. `likelihood` is the settings' `_target_`.
+
+    One that repeats another with beta 1 and no free bits is left out.
+    """
     names = [name.partition("/")[2] for name in metrics if name.startswith(("dev/", "test/"))]
     repeated = {"beta", "nll_samples", "elbo" if "test/nll" not in metrics else ""}
     if metrics.get("dev/beta") == 1 and all(
@@ -74,7 +75,9 @@ def table_rows(metrics: dict[str, Any]) -> list[str]:
         repeated |= set(UNWEIGHTED)
     left_out = ("kl_per_latent/", "train_eval")
     return [
-        n for n in dict.fromkeys(names) if n not in repeated and not n.endswith("_error") and not n.startswith(left_out)
+        (n, written(metrics, f"dev/{n}"), written(metrics, f"test/{n}"), units(n, metrics, likelihood))
+        for n in dict.fromkeys(names)
+        if n not in repeated and not n.endswith("_error") and not n.startswith(left_out)
     ]
 
 
@@ -94,12 +97,13 @@ def is_of_the_last(metrics: dict[str, Any]) -> bool:
     return metrics.get("provenance", {}).get("checkpoint") == "last"
 
 
-def units(name: str, metrics: dict[str, Any]) -> str:
+def units(name: str, metrics: dict[str, Any], likelihood: str) -> str:
     normalised = "dev/elbo" in metrics
     if name in ("elbo", "neg_elbo", "nll", "rate", "distortion", "kl") or (normalised and name in LOSSES):
         return "nats per image"
     if name in LOSSES:
-        return "squared error per image" if name == "reconstruction" else "squared error + nats"
+        error = error_of(likelihood)
+        return f"{error} per image" if name == "reconstruction" else f"{error} + nats"
     return {"bits_per_dimension": "bits per pixel"}.get(name, "")
 
 
