@@ -156,9 +156,8 @@ def tensorboard(
         writer.add_figure(f"figures/{name}", figure, int(metrics["steps"]), close=False)
     if draws_figures(run.settings):
         embed(writer, lit, data, int(metrics["steps"]))
-    writer.add_text(
-        "results", as_markdown(metrics, run.settings.plain["likelihood"]["_target_"]), int(metrics["steps"])
-    )
+    results = as_markdown(metrics, run.settings.plain["likelihood"]["_target_"])
+    writer.add_text("results", results, int(metrics["steps"]))
     sheet_of(run).end(writer, metrics)
     writer.flush()
 
