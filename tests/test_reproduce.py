@@ -1,12 +1,15 @@
 """`vae reproduce`: the ladder's files, its verdicts, its budget, its resumption; and `vae ledger`."""
 
 import json
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tree
+from conftest import ROOT, tree
 from hydra import initialize_config_dir
 
 from vae.commands import cli, ledger, reproduce
@@ -14,6 +17,7 @@ from vae.commands.reproduce import Claim, Rung, interval, judge, ladder, verdict
 from vae.run import settings
 from vae.run.command import compose_settings
 from vae.run.keys import CONF
+from vae.run.sweep import is_locked
 
 TINY = (
     "data=digits", "latent_dim=2", "model.encoder.hidden=[5]", "model.decoder.hidden=[4]", "evaluation=none",
@@ -82,6 +86,22 @@ def test_the_interval_is_student_s() -> None:
     assert error == pytest.approx(4.302653 / 3**0.5)  # t of 2 degrees of freedom at 0.975
     assert interval([5.0], 0.1) == (5.0, pytest.approx(0.196))
     assert interval([], None) == (None, None)
+
+
+def test_sigterm_stops_the_run_that_is_under_way(tmp_path: Path) -> None:
+    """The run saves and leaves its directory free."""
+    given = ("data=digits", "trainer.max_epochs=100000", "threads=1", "likelihood=gaussian")
+    command = [sys.executable, "-m", "vae.commands.cli", "reproduce", "T0", *given, "--out", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    run = tmp_path / "T0" / "report_mlp-0"
+    while not (run / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode == 143, said
+    assert said.splitlines()[-1].startswith("stopped by SIGTERM; the same command continues")
+    assert not is_locked(run)
 
 
 def test_pairs_are_taken_seed_by_seed(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from hydra import initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from vae.errors import InputError, RunFailed
+from vae.errors import InputError, RunFailed, Stopped
 from vae.files import replace
 from vae.run import settings
 from vae.run.command import compose_settings
@@ -175,6 +175,7 @@ def train(directory: Path, arguments: list[str], deadline: float) -> None:
         return
     print(f"{directory}: trains", flush=True)
     script = Path(CONF).parent / "train.py"
+    signal.signal(signal.SIGTERM, _stop)
     process = subprocess.Popen([sys.executable, str(script), *arguments])
     try:
         code = process.wait(None if math.isinf(left) else left)
@@ -186,6 +187,10 @@ def train(directory: Path, arguments: list[str], deadline: float) -> None:
         raise
     if code:
         raise RunFailed(f"{directory}: the run ended with exit code {code}; its lines stand above")
+
+
+def _stop(signum: int, _: object) -> None:
+    raise Stopped(signum)
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
