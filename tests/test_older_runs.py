@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import train
+from conftest import train, tree
 
 from vae.commands import cli
 from vae.run.load import load_run
@@ -64,3 +64,22 @@ def test_a_finished_run_trains_on(tmp_path: Path) -> None:
     more = [one for one in COMMAND if not one.startswith("trainer.max_epochs")]
     train(*more, "trainer.max_epochs=4", f"run_dir={directory}")
     assert numbers(directory)["epochs"] == 4
+
+
+@pytest.mark.parametrize("verb", ["show", "sample", "encode", "evaluate", "report", "export"])
+def test_a_run_of_a_newer_version_is_refused_in_one_line(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = copied("finished", tmp_path)
+    config = directory / "config.yaml"
+    config.write_text(config.read_text().replace("latent_dim: 2", "latent_dim: 2\nlatent_shape: sphere", 1))
+    before = tree(directory)
+    options = {"export": ["--format", "onnx"], "report": ["-o", str(tmp_path / "x.html")]}.get(verb, [])
+    monkeypatch.setattr("sys.argv", ["vae", verb, str(directory), *options])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2
+    assert line.startswith(f"{config}: does not fit this version (latent_shape=sphere")
+    assert line.endswith("which wrote it")
+    assert tree(directory) == before

@@ -1,7 +1,6 @@
 """`vae show RUN`: the closing table of a finished run."""
 
 from vae.errors import InputError
-from vae.run import settings
 from vae.run.find import find_run
 
 
@@ -9,7 +8,8 @@ def show(path: str, everything: bool) -> None:
     directory = find_run(path).directory
     if not (directory / "metrics.json").exists():
         raise InputError(f"{path}: has no metrics.json, so it is not finished; its command continues it")
-    from vae.run.directory import Run, read_settings
+    from vae.run.directory import Run, as_settings, read_settings
     from vae.run.table import print_results
 
-    print_results(Run(directory, settings.read(read_settings(directory / "config.yaml"))), everything=everything)
+    settings = as_settings(read_settings(directory / "config.yaml"), directory)
+    print_results(Run(directory, settings), everything=everything)

@@ -15,6 +15,7 @@ from vae.errors import InputError
 from vae.files import remove_leftovers, replace, writable
 from vae.run.keys import Plain, Settings, leaves, show
 from vae.run.process import in_a_child, log_to
+from vae.run.settings import read
 
 # Keys that may differ between two sittings of a run, because no result depends on them.
 NOT_IDENTITY = (
@@ -172,6 +173,17 @@ class Run:
         write_yaml(self.directory / ".hydra" / "config.yaml", OmegaConf.to_container(cfg, enum_to_str=True))
         write_yaml(self.directory / ".hydra" / "hydra.yaml", OmegaConf.to_container(hydra, enum_to_str=True))
         write_yaml(self.directory / ".hydra" / "overrides.yaml", list(hydra.overrides.task))
+
+
+def as_settings(plain: Plain, directory: Path) -> Settings:
+    """What a run's config.yaml says, typed; raises InputError where another version wrote it, with its commit."""
+    try:
+        return read(plain)
+    except InputError as error:
+        metrics = read_metrics(directory / "metrics.json") or {}
+        commit = metrics.get("provenance", {}).get("git_commit")
+        advice = f"check out commit {commit[:12]}, which wrote it" if commit else "take the version that wrote it"
+        raise InputError(f"{directory / 'config.yaml'}: does not fit this version ({error}); {advice}") from error
 
 
 def identity(plain: Plain) -> dict[str, Any]:

@@ -14,11 +14,19 @@ from vae.errors import InputError
 from vae.evaluation.estimates import bounds
 from vae.model import VAE
 from vae.run.build import build_data, build_lit, build_vae
-from vae.run.directory import MAY_GROW, Run, describe_differences, differences, read_metrics, read_settings, upgrade
+from vae.run.directory import (
+    MAY_GROW,
+    Run,
+    as_settings,
+    describe_differences,
+    differences,
+    read_settings,
+    upgrade,
+)
 from vae.run.find import HOME, find_run, require_checkpoint
 from vae.run.keys import Plain, Settings
 from vae.run.own_parts import refuse_untrusted
-from vae.run.settings import read, verify
+from vae.run.settings import verify
 from vae.run.sweep import list_runs
 from vae.training import checkpoints
 from vae.training.lit import LitVAE
@@ -119,14 +127,8 @@ def load_run(
 
 
 def verified(plain: Plain, directory: Path) -> Settings:
-    """A run's settings; raises InputError for those of another version, with the commit that wrote them."""
-    try:
-        read(plain)
-    except InputError as error:
-        metrics = read_metrics(directory / "metrics.json") or {}
-        commit = metrics.get("provenance", {}).get("git_commit")
-        advice = f"check out commit {commit[:12]}, which wrote it" if commit else "take the version that wrote it"
-        raise InputError(f"{directory / 'config.yaml'}: does not fit this version ({error}); {advice}") from error
+    """A run's settings, checked as those of a command line are; raises InputError for those of another version."""
+    as_settings(plain, directory)
     return verify(plain)
 
 
