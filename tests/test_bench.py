@@ -1,15 +1,17 @@
 """The benchmark runs and its figures fit together. No test here asserts a time."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from faults_tools import SCREEN
 
-from vae.commands import bench, cli
+from vae.commands import bench, bench_each, cli
 from vae.errors import InputError
 from vae.run import settings
+from vae.run.keys import CONF
 
 TINY = [
     "data=digits", "latent_dim=3", "model.encoder.hidden=[7]", "model.decoder.hidden=[5]", "threads=1",
@@ -75,6 +77,31 @@ def test_an_epoch_of_the_bare_loop_learns_from_every_image_once(bare: bench.Bare
     bench.timed(bare.forward(), 2)
     assert all((p == q).all() for p, q in zip(bare.vae.parameters(), kept, strict=True))
     assert bare.vae.training
+
+
+def test_each_option_of_a_group_is_measured_or_says_why_not(capsys: pytest.CaptureFixture[str]) -> None:
+    bench_each.main("prior", [*TINY, "trainer.limit_train_batches=2"], 1)
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert sorted(lines) == sorted(path.stem for path in Path(CONF, "prior").glob("*.yaml") if path.stem != "own")
+    assert all("ms a step" in line for line in lines.values())
+    assert "1.00 of standard" in lines["standard"]
+    bench_each.main("objective", ["data=digits", "threads=1"], 1)
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "importance weights need a likelihood in nats" in lines["iwae"]
+    assert "1.00 of elbo" in lines["elbo"]
+
+
+@pytest.mark.parametrize(
+    ("group", "overrides", "line"),
+    [
+        ("priors", [], "--each=priors: there is no such group of options; did you mean prior?"),
+        ("prior", ["prior=vamp"], "prior=vamp: --each=prior takes all of them"),
+    ],
+)
+def test_a_group_that_cannot_be_measured_is_refused(group: str, overrides: list[str], line: str) -> None:
+    with pytest.raises(InputError) as refused:
+        bench_each.main(group, overrides, 1)
+    assert str(refused.value).startswith(line)
 
 
 def test_a_schedule_of_the_whole_run_follows_the_turns(capsys: pytest.CaptureFixture[str]) -> None:

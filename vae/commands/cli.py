@@ -522,6 +522,9 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
     turns: Annotated[int, typer.Option(help="Epochs of each part; the measures are their medians.")] = 3,
     usual: Annotated[bool, typer.Option("--usual", help="Also the usual Lightning recipe, 0 and 2 workers.")] = False,
+    each: Annotated[
+        str | None, typer.Option(metavar="GROUP", help="Instead: a step under every prior, posterior, objective, ...")
+    ] = None,
 ) -> None:
     """Measure training of the configured model, in images a second, beside a bare PyTorch loop.
 
@@ -529,6 +532,11 @@ def bench(
     """
     if turns < 1:
         raise InputError(f"--turns={turns}: must be a whole number of at least 1; for example --turns 3")
+    if each is not None:
+        from vae.commands import bench_each
+
+        bench_each.main(each, overrides or [], turns)
+        return
     from vae.commands.bench import main
 
     main(overrides or [], turns, usual, as_json)
