@@ -155,6 +155,19 @@ def test_a_part_is_named_by_its_option_and_its_own_keys_do_not_count_as_varying(
     ]
 
 
+def test_the_defaults_are_those_of_the_parts_that_the_runs_share(tmp_path: Path) -> None:
+    """`model=conv` has 16 and 32 channels without being told, so that the run of 8 and 16 is no baseline."""
+    for channels in ("[8,16]", "[16,32]", "[32,64]"):
+        write_run(
+            tmp_path / channels[1:-1].replace(",", "-"),
+            "model=conv",
+            f"model.encoder.channels={channels}",
+            **{"dev/loss": 1.0},
+        )
+    (table,) = compare([tmp_path], ["dev/loss"]).tables
+    assert table.baseline.keys == {"model.encoder.channels": "[16,32]"}
+
+
 def test_halves_of_two_kinds_have_a_column_each(tmp_path: Path) -> None:
     for name, given in {"a": "model=mlp", "b": "model/encoder=conv", "c": "model.decoder.dropout=0.5"}.items():
         write_run(tmp_path / name, given, dev__loss=3.0)

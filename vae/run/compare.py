@@ -284,7 +284,7 @@ def reasons(tables: Sequence[Table]) -> list[str]:
 
 
 def default_values(settings: Sequence[Plain]) -> Keys:
-    """What the varying keys are without being set, on the data set of these runs."""
+    """What the varying keys are without being set, on the data set and with the parts that all these runs share."""
     from hydra import initialize_config_dir
     from omegaconf import OmegaConf
 
@@ -293,8 +293,17 @@ def default_values(settings: Sequence[Plain]) -> Keys:
     names = {plain["data"].get("name") for plain in settings}
     data = [f"data={name}" for name in names if len(names) == 1 and Path(CONF, "data", f"{name}.yaml").is_file()]
     with initialize_config_dir(CONF, version_base="1.3"):
-        plain = OmegaConf.to_container(compose_settings(data), resolve=True)
+        plain = OmegaConf.to_container(compose_settings([*data, *_shared_parts(settings)]), resolve=True)
     return {key: show(value) for key, value in flatten(plain).items()}  # type: ignore[arg-type]  # a dict, as conf/ is
+
+
+def _shared_parts(settings: Sequence[Plain]) -> list[str]:
+    """`model/encoder=conv` where every run has it: the keys of other options have defaults of their own."""
+    flats = [flatten(plain) for plain in settings]
+    groups = sorted({group for group, _ in options()} - {"data"})
+    shared = {group: flats[0].get(group) for group in groups if len({str(flat.get(group)) for flat in flats}) == 1}
+    places = {group.replace(".", "/"): option for group, option in shared.items()}
+    return [f"{place}={option}" for place, option in places.items() if Path(CONF, place, f"{option}.yaml").is_file()]
 
 
 def parse_baseline(text: str | None, keys: Sequence[str], rows: Iterable[Row]) -> Keys:
