@@ -17,6 +17,7 @@ from test_vae_command import vae
 
 from vae.commands import images, latents, output, runs
 from vae.data.batches import as_floats
+from vae.data.photographs import fit_image
 from vae.errors import InputError
 from vae.evaluation import draws, estimates
 from vae.run.load import TrainedRun, load_run
@@ -98,6 +99,25 @@ def test_interpolations_end_in_the_two_images(numbers: Any, run: TrainedRun) -> 
     for way in found["z"]:
         np.testing.assert_allclose(way[[0, -1]], ends, atol=1e-5)
     np.testing.assert_allclose(found["z"][0][2], ends.mean(0), atol=1e-5)  # the middle of the straight line
+
+
+def test_a_table_of_points_has_a_line_for_each(trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out = tmp_path / "t.csv"
+    assert vae(monkeypatch, "traverse", str(trained), "--steps", "4", "--out", str(out)) == 0
+    header, *lines = [line.split(",") for line in out.read_text().splitlines()]
+    assert header == ["row", "step", "latent", "z_0", "z_1", "z_2"]
+    assert len(lines) % 4 == 0
+    assert [line[:2] for line in lines[:5]] == [["0", "0"], ["0", "1"], ["0", "2"], ["0", "3"], ["1", "0"]][
+        : len(lines)
+    ]
+    assert len({line[3 + int(lines[0][2])] for line in lines[:4]}) == 4  # the latent of the row moves
+
+
+def test_bytes_are_no_images_of_a_model(run: TrainedRun) -> None:
+    x = run.data.test.images[:2]
+    for use in (run.vae.encode, run.vae.reconstruct):
+        with pytest.raises(InputError, match=r"x: images of torch\.uint8; a model takes floats in \[0, 1\]"):
+            use(x)
 
 
 def test_a_great_circle_keeps_the_length_that_a_straight_line_loses() -> None:
@@ -267,6 +287,32 @@ def test_a_photograph_of_a_digit_is_met_as_the_digit(
     assert best > 0.8
     turned = np.corrcoef(np.rot90(found["x"][0, 0]).ravel(), digit.ravel())[0, 1]
     assert turned < best - 0.2
+
+
+@pytest.mark.parametrize("digit", range(6))
+def test_a_clean_digit_of_another_size_keeps_its_strokes(run: TrainedRun, tmp_path: Path, digit: int) -> None:
+    """White on black, filling the picture: its bars and loops are wide, and there is no paper to take away."""
+    image = run.data.test.images[digit, 0].numpy()
+    rows, columns = np.flatnonzero(image.max(1) > 60), np.flatnonzero(image.max(0) > 60)
+    tight = Image.fromarray(image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    high, wide = tight.height * 8, tight.width * 8
+    page = Image.new("L", (wide + 4, high + 4))
+    page.paste(tight.resize((wide, high), Image.Resampling.BICUBIC), (2, 2))
+    page.save(tmp_path / "digit.png")
+    (found,), said = fit_image(tmp_path / "digit.png", (1, 28, 28), dark=True)
+    assert said == "cropped to what is drawn, resized"
+    high, wide = (round(n * 20 / max(tight.size)) for n in tight.size[::-1])
+    kept = found[found.max(1) > 60][:, found.max(0) > 60]
+    assert abs(kept.shape[0] - high) <= 2
+    assert abs(kept.shape[1] - wide) <= 2
+    same = np.asarray(tight.resize(kept.shape[::-1], Image.Resampling.BICUBIC))
+    assert np.corrcoef(kept.ravel(), same.ravel())[0, 1] > 0.95
+
+
+def test_a_page_without_a_drawing_is_refused(tmp_path: Path) -> None:
+    Image.new("L", (200, 200), 255).save(tmp_path / "blank.png")
+    with pytest.raises(InputError, match=r"blank\.png: nothing is drawn in it"):
+        fit_image(tmp_path / "blank.png", (1, 28, 28), dark=True)
 
 
 @pytest.mark.parametrize("content", ["text", "empty folder", "nothing"])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import SHORT, train
 from test_use import trained  # noqa: F401  # a fixture
 from test_vae_command import vae
 
@@ -29,6 +30,19 @@ def test_a_run_of_this_machine_is_the_same(
     assert found["evaluation"].startswith("same (")
     assert {found[name][:4] for name in ("configuration", "data", "packages")} == {"same"}
     assert lines[-1] == "same"
+
+
+@pytest.mark.parametrize("likelihood", [["likelihood=gaussian"], ["likelihood=bernoulli", "data.binarize=dynamic"]])
+def test_what_the_importance_samples_gave_is_not_compared_with_other_draws(
+    likelihood: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(*SHORT, *likelihood, "evaluation.samples=3", f"run_dir={tmp_path / 'run'}")
+    capsys.readouterr()
+    assert vae(monkeypatch, "verify", str(tmp_path / "run")) == 0
+    *_, later, last = capsys.readouterr().out.splitlines()
+    assert last == "same"
+    assert later.startswith("not repeated")
+    assert all(f"test/{name}" in later for name in ("elbo", "rate", "distortion", "nll"))
 
 
 def test_a_metric_that_was_edited_is_named(

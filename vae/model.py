@@ -70,6 +70,8 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> Distribution:
         """q(z|x) for x (B, C, H, W): batch shape (B, D) where the latents are independent, else (B,) and event (D,)."""
+        if not x.is_floating_point():
+            raise InputError(f"x: images of {x.dtype}; a model takes floats in [0, 1], for bytes x / 255")
         x = x.to(self.prior_loc.dtype)  # images are float32, the weights under 64-true are not
         if self.classes:
             x = torch.cat([x, self.planes(self._labels_of(len(x))).view(-1, 1, *x.shape[2:])], 1)
@@ -100,8 +102,8 @@ class VAE(nn.Module):
     def _labels_of(self, count: int) -> Tensor:
         if self.labels is None:
             raise InputError(
-                f"model.conditional=true: the model needs the labels of {count} images; give a class with --label, or "
-                "in Python with vae.given(labels): ..."
+                "model.conditional=true: the model needs a class for each image; give one with --label, or in Python "
+                "call it within `with vae.given(labels)`"
             )
         return self.labels.expand(count)
 

@@ -106,7 +106,7 @@ def manifold(
     values = {"z": z, "x": images.unflatten(0, z.shape[:2])}
     across, up = values_of(quantiles[:, first]), values_of(quantiles[:, second].flip(0))
     write(
-        place or default_out(run, "manifold.png"),
+        place or default_out(run, "plane.png"),
         lambda: figures.grid(images, steps, text, up, across, *latent_names([first, second])),
         values,
         "Images on the plane of two latents",

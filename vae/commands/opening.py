@@ -1,5 +1,6 @@
 """What the verbs that use a model share: the run, its caption, the images that they are given."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,10 @@ def open_run(path: str, checkpoint: str, trust: list[str] | None, label: int | N
     run = load_run(path, checkpoint, trust=tuple(trust or ()))
     if label is not None:
         if not 0 <= label < run.vae.classes:
-            allowed = f"0 to {run.vae.classes - 1}" if run.vae.classes else "none, as the model is not conditional"
-            raise InputError(f"--label={label}: this model's classes are {allowed}")
+            allowed = (
+                f"has the classes 0 to {run.vae.classes - 1}" if run.vae.classes else "is not conditional; leave it out"
+            )
+            raise InputError(f"--label={label}: this model {allowed}")
         run.vae.labels = torch.tensor(label, device=run.vae.prior_loc.device)
     if run.settings.threads:
         torch.set_num_threads(run.settings.threads)
@@ -37,7 +40,7 @@ def open_run(path: str, checkpoint: str, trust: list[str] | None, label: int | N
 
 def describe(run: TrainedRun) -> str:
     """How a caption begins: the run, its data, its latents, the class that was asked for."""
-    of_class = "" if run.vae.labels is None else f"; class {run.vae.labels}"
+    of_class = "" if run.vae.labels is None else f"; given class {run.vae.labels}"
     return f"{run.directory.absolute().name}: {caption(run.settings.plain)}; {run.vae.latent_dim} latents{of_class}"
 
 
@@ -69,10 +72,11 @@ def images_of(run: TrainedRun, paths: list[str] | None, count: int | None = None
     dark = is_dark(run.vae)
     fitted = [fit_image(file, run.vae.image_shape, dark) for file in files]
     images = torch.from_numpy(np.stack([image for image, _ in fitted]))
-    said = "; ".join(dict.fromkeys(said for _, said in fitted))
+    counts = Counter(said for _, said in fitted)
+    said = ", ".join(counts) if len(counts) == 1 else "; ".join(f"{n} {how}" for how, n in counts.items())
     if run.vae.likelihood.binary_only:
         images, how = binarised(images, run.settings.plain["data"].get("binarize", "threshold"), run.settings.seed)
-        said = f"{said}, {how}"
+        said = f"{said}; all {how}"
     return Given(images, [file.name for file in files], None, f"own images: {said}")
 
 

@@ -60,14 +60,20 @@ def _write_npz(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def as_csv(values: Mapping[str, Any]) -> str:
-    """A row for each index of the first axis, a second axis as columns name_0, name_1, ...; images are left out."""
+    """A row for each index of the first axis, a second axis as columns name_0, name_1, ...; images are left out.
+
+    Where points lie in rows (R, S, D) there is a line for each of them, with its row and its step.
+    """
     import numpy as np
 
+    arrays = {name: array for name, value in values.items() if (array := np.asarray(value)).ndim < 4}
+    steps = next((array.shape[1] for array in arrays.values() if array.ndim == 3), None)
+    if steps is not None:
+        places = np.indices(next(array.shape[:2] for array in arrays.values() if array.ndim == 3)).reshape(2, -1)
+        lines = {n: a.reshape(-1, a.shape[2]) if a.ndim == 3 else np.repeat(a, steps, 0) for n, a in arrays.items()}
+        arrays = {"row": places[0], "step": places[1], **lines}
     columns: list[tuple[str, list[Any]]] = []
-    for name, value in values.items():
-        array = np.asarray(value)
-        if array.ndim > 2:
-            continue
+    for name, array in arrays.items():
         flat = array.reshape(len(array), -1)
         names = [name] if array.ndim == 1 else [f"{name}_{k}" for k in range(flat.shape[1])]
         columns += [(each, flat[:, k].tolist()) for k, each in enumerate(names)]

@@ -9,6 +9,7 @@ from vae.commands.explore import explorer_of
 from vae.commands.meanings import meaning
 from vae.commands.page import check_output, write_page
 from vae.errors import InputError
+from vae.evaluation.catalogue import FIGURES
 from vae.run.find import find_run, is_run
 from vae.run.keys import CONF, Plain, known_keys, leaves, show
 from vae.run.sweep import find_directories
@@ -130,7 +131,7 @@ def warnings(run: "TrainedRun", metrics: Plain, rows: list[dict[str, float]], im
     if record.status != "finished":
         found.append(f"The run is {record.status}{': ' + record.message if record.message else ''}.")
     if not metrics:
-        found.append("It has no metrics yet: the curves and the explorer are all there is.")
+        found.append("It has no metrics yet: the curves and the explorer are all there is. Its command continues it.")
     elif not metrics["test/active_units"]:
         found.append(COLLAPSED)
     if metrics and metrics["best_epoch"] == metrics["epochs"] and not metrics["stopped_early"]:
@@ -141,7 +142,7 @@ def warnings(run: "TrainedRun", metrics: Plain, rows: list[dict[str, float]], im
         found.append("The likelihood is not normalised: this loss compares with no other likelihood's nats.")
     if str(metrics.get("provenance", {}).get("git_commit", "")).endswith("+changes"):
         found.append("The code differed from the commit that is named below.")
-    if not any((run.directory / "figures").glob("*.png")):
+    if metrics and not figures_of(run.directory):
         found.append(f"Its figures have not been drawn: vae evaluate {run.directory} draws them.")
     if not images:
         found.append("No data set was read: there are no baselines and no test images on this page.")
@@ -218,8 +219,12 @@ def curve(rows: list[dict[str, float]], name: str) -> dict[str, Any]:
 
 
 def figures_of(directory: Path) -> list[dict[str, str]]:
-    """The run's pictures as data, with the words that each file holds about itself."""
-    return [picture(path) for path in sorted((directory / "figures").glob("*.png"), key=figure_order)]
+    """The figures of the run's evaluation as data, with the words that each file holds about itself.
+
+    Pictures that a verb left beside them are left out: they may show a person's own images.
+    """
+    paths = [path for path in (directory / "figures").glob("*.png") if path.stem in FIGURES]
+    return [picture(path) for path in sorted(paths, key=figure_order)]
 
 
 FIRST = ("reconstructions", "samples", "losses", "latents", "kl_per_latent")

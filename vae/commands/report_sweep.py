@@ -99,4 +99,10 @@ def curves(runs: Sequence[tuple[str, RunRecord]], metric: str) -> list[dict[str,
 def best_run(name: str, run: RunRecord, metric: str) -> dict[str, Any]:
     paths = [run.directory / "figures" / f"{figure}.png" for figure in SHOWN]
     shown = [picture(path) for path in paths if path.exists()]
-    return {"name": name, "run": run.name, "value": f"{(run.metrics or {})[metric]:.5g}", "figures": shown}
+    return {
+        "name": name,
+        "run": run.name,
+        "value": f"{(run.metrics or {})[metric]:.5g}",
+        "figures": shown,
+        "path": str(run.directory),
+    }

@@ -10,7 +10,9 @@ from vae.errors import InputError
 
 LONGEST = 512  # pixels of a side, after which nothing of what is drawn is gained
 DRAWN = 20 / 28  # the share of MNIST's side that its digits fill
+BLACK = 16  # a border below this grey level has no paper to take away
 PAPER = 0.2  # what is darker than this share of the ink is paper and noise
+INK = 127  # what is lighter is drawn
 SPECK = 0.02  # a spot smaller than this share of the largest one is dirt
 
 
@@ -29,9 +31,9 @@ def fit_image(path: Path, shape: tuple[int, ...], dark: bool) -> tuple[np.ndarra
     """uint8 (C, H, W) as a model of images of this shape takes it, and what was done to it, in words.
 
     Grey: an image of another size is cropped to what is drawn, so that it fills as much as MNIST's digits do, with its
-    centre of mass in the middle, and the shades of its paper are taken away. It is inverted where it is dark on light
-    and the model's images are light on dark (`dark`). RGB: the largest centred part. Raises InputError for a file that
-    is no PNG or JPEG image.
+    centre of mass in the middle; the shades of its paper are taken away, where its border is not black. It is inverted
+    where it is dark on light and the model's images are light on dark (`dark`). RGB: the largest centred part. Raises
+    InputError for a file that is no PNG or JPEG image, or in which nothing is drawn.
     """
     channels, *size = shape
     if channels == 3:
@@ -42,7 +44,11 @@ def fit_image(path: Path, shape: tuple[int, ...], dark: bool) -> tuple[np.ndarra
         pixels, done = 255 - pixels, ["inverted"]
     if pixels.shape != tuple(size):
         if dark:
-            pixels, done = _crop(_without_paper(_smaller(pixels)), size), [*done, "cropped to what is drawn"]
+            smaller = _smaller(pixels)
+            drawn = smaller if np.median(_border(smaller)) < BLACK else _without_paper(smaller)
+            if drawn.max() <= INK:
+                raise InputError(f"{path}: nothing is drawn in it, or nothing that stands out from its surroundings")
+            pixels, done = _crop(drawn, size), [*done, "cropped to what is drawn"]
         pixels, done = _resize(pixels, (size[0], size[1]), stretch=dark), [*done, "resized"]
     return np.repeat(pixels[None], channels, 0), ", ".join(done) or "as it is"
 
@@ -79,9 +85,7 @@ def _crop(pixels: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """The part around what is drawn, of the shape `size` at another scale, with black where the picture ends."""
     from scipy import ndimage
 
-    spots, count = ndimage.label(pixels > 127)
-    if not count:
-        return pixels
+    spots, _ = ndimage.label(pixels > INK)
     areas = np.bincount(spots.ravel())
     areas[0] = 0
     kept = np.isin(spots, np.flatnonzero(areas >= SPECK * areas.max()))

@@ -113,7 +113,11 @@ def evaluate(
     labeled = data.classes > 1
     if not labeled and (e.probes or e.features):
         log.info("fewer than two classes of labels: no probes of the latents, no classifier's scores of samples")
-    metrics |= estimates.latent_metrics(vae, data.train_fixed, data.test, "test", e.probes and labeled)
+    if vae.classes and e.probes:
+        log.info("a conditional model's encoder is given the class: no probes of the latents")
+    metrics |= estimates.latent_metrics(
+        vae, data.train_fixed, data.test, "test", e.probes and labeled and not vae.classes
+    )
     if e.probes:
         metrics |= estimates.factor_metrics(vae, data.train_fixed, data.test, "test")
     if not (e.features and labeled):

@@ -65,8 +65,8 @@ PANELS = (
 )
 
 CURVES: dict[str, tuple[str, dict[str, Any]]] = {  # split -> label and style; the same in every panel
-    "train": ("train, dropout on", {"color": RED}),
-    "train_eval": ("train images, dropout off", {"color": RED, "linestyle": "--", "linewidth": 1.3}),
+    "train": ("train, while it learns", {"color": RED}),
+    "train_eval": ("train images, after the epoch", {"color": RED, "linestyle": "--", "linewidth": 1.3}),
     "dev": ("dev", {"color": BLUE, "zorder": 4}),
 }
 
@@ -90,7 +90,7 @@ def losses(
         for split, (epochs, values) in drawn.items():
             label, style = CURVES[split]
             _curve(axis, epochs, values, **style, label=label)
-        low, high, early = _settled_range([values for _, values in drawn.values()])
+        low, high, early = _settled_range({split: values for split, (_, values) in drawn.items()})
         axis.set_ylim(low, high)
         unit = units[name == "reconstruction"] if name != "kl" else "nats"
         ends = f"dev {_endings(*drawn['dev'], best=name != 'kl')}"
@@ -106,13 +106,14 @@ def losses(
     return settled(figure)
 
 
-def _settled_range(curves: Sequence[np.ndarray]) -> tuple[float, float, str]:
+def _settled_range(curves: Mapping[str, np.ndarray]) -> tuple[float, float, str]:
     """Limits that the first tenth of the epochs does not stretch, and a word on what lies beyond them."""
-    late = np.concatenate([values[max(1, len(values) // 10) if len(values) > 2 else 0 :] for values in curves])
+    late = np.concatenate([v[max(1, len(v) // 10) if len(v) > 2 else 0 :] for v in curves.values()])
     pad = 0.06 * np.ptp(late) or 0.05 * abs(late[0]) or 1.0
     low, high = late.min() - pad, late.max() + pad
-    first = max((values[0] for values in curves), key=lambda value: max(low - value, value - high))
-    return low, high, "\n " if low <= first <= high else f"\nat first {first:.4g}, beyond the panel"
+    split = max(curves, key=lambda name: max(low - curves[name][0], curves[name][0] - high))
+    first = curves[split][0]
+    return low, high, "\n " if low <= first <= high else f"\n{split} at first {first:.4g}, beyond the panel"
 
 
 def _view(curve: np.ndarray, baselines: np.ndarray, squeezable: bool) -> tuple[float, float]:
@@ -261,7 +262,8 @@ def _pca(points: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 def _plane(points: np.ndarray, axes_names: Names, classes: np.ndarray, names: Names, caption: str) -> Figure:
     figure, (axis,) = chart(900, 800, caption)
-    dress(axis, "Latent means by class", axes_names[0], axes_names[1], f"{len(points):,} images")
+    title = "Latent means by class" if len(names) > 1 else "Latent means"
+    dress(axis, title, axes_names[0], axes_names[1], f"{len(points):,} images")
     colours = class_colours(len(names))
     # One call in the order given: a call per class would bury the first classes under the last.
     size, alpha = float(np.clip(24_000 / len(points), 5, 30)), 0.9 if len(points) < 500 else 0.6
@@ -270,6 +272,8 @@ def _plane(points: np.ndarray, axes_names: Names, classes: np.ndarray, names: Na
     present = np.unique(classes)
     if all(len(names[k]) <= 3 for k in present):
         _name_medians(axis, {names[k]: np.median(points[classes == k], axis=0) for k in present}, np.ptp(points))
+    if len(names) == 1:
+        return settled(figure)
     dots = [Line2D([], [], marker="o", linestyle="", markersize=6, color=colours[k]) for k in present]
     text = {"fontsize": 9, "title": "class", "title_fontsize": 9, "labelcolor": INK, "frameon": False}
     figure.legend(dots, [names[k] for k in present], loc="outside right upper", ncols=1 + len(dots) // 31, **text)
