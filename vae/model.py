@@ -70,8 +70,8 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> Distribution:
         """q(z|x) for x (B, C, H, W): batch shape (B, D) where the latents are independent, else (B,) and event (D,)."""
-        if not x.is_floating_point():
-            raise InputError(f"x: images of {x.dtype}; a model takes floats in [0, 1], for bytes x / 255")
+        if x.dtype == torch.uint8:
+            raise InputError("x: images of torch.uint8; a model takes floats in [0, 1], which bytes are as x / 255")
         x = x.to(self.prior_loc.dtype)  # images are float32, the weights under 64-true are not
         if self.classes:
             x = torch.cat([x, self.planes(self._labels_of(len(x))).view(-1, 1, *x.shape[2:])], 1)
