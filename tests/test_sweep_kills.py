@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 SWEEP = (
     "-m", "latent_dim=2,3", "model=mlp,conv", "seed=0,1,2", "data=digits", "data.repeat=5", "evaluation=none",
-    "trainer.max_epochs=3", "callbacks.checkpoint_minutes=0.02", "callbacks.figures_every=0", "threads=1",
+    "trainer.max_epochs=8", "callbacks.checkpoint_minutes=0.02", "callbacks.figures_every=0", "threads=1",
     "model.encoder.hidden=[5]", "model.decoder.hidden=[4]", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
 )  # fmt: skip
 
@@ -30,13 +30,20 @@ def ended(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.glob("*/metrics.json")}
 
 
+def newest(folder: Path) -> int:
+    """When a run last saved; 0 before the first has."""
+    return max((path.stat().st_mtime_ns for path in folder.glob("*/checkpoints/last.ckpt")), default=0)
+
+
 def test_ten_kills_lose_nothing(tmp_path: Path) -> None:
     """Five of the command alone, five with its workers; no finished run is run again."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     pause, before, killed = random.Random(0), dict[Path, int](), 0
     for attempt in range(10):
-        process = start(tmp_path / "killed")
-        time.sleep(pause.uniform(12, 20))
+        saved, process = newest(tmp_path / "killed"), start(tmp_path / "killed")
+        while newest(tmp_path / "killed") == saved and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(pause.uniform(0, 1.5))
         if process.poll() is None:
             (os.killpg if attempt % 2 else os.kill)(process.pid, signal.SIGKILL)
             killed += 1
