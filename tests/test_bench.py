@@ -94,7 +94,8 @@ def test_each_option_of_a_group_is_measured_or_says_why_not(capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("group", "overrides", "line"),
     [
-        ("priors", [], "--each=priors: there is no such group of options; did you mean prior?"),
+        ("priors", [], "--each=priors: must be one of prior, posterior, "),
+        ("data", [], "--each=data: must be one of "),
         ("prior", ["prior=vamp"], "prior=vamp: --each=prior takes all of them"),
     ],
 )

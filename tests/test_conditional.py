@@ -28,10 +28,10 @@ def make(classes: int = CLASSES) -> VAE:
     torch.manual_seed(0)
 
     def encoder(**known: object) -> nn.Module:
-        return MLPEncoder(**known, hidden=(7,))  # type: ignore[arg-type]
+        return MLPEncoder(**known, hidden=(7,))  # type: ignore[arg-type]  # what VAE hands in
 
     def decoder(**known: object) -> nn.Module:
-        return MLPDecoder(**known, hidden=(6,))  # type: ignore[arg-type]
+        return MLPDecoder(**known, hidden=(6,))  # type: ignore[arg-type]  # what VAE hands in
 
     return VAE(encoder, decoder, GaussianHead(), 2, SHAPE, classes=classes)
 

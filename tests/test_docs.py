@@ -67,7 +67,7 @@ def test_the_readme_s_python_runs_on_a_trained_run(folder: Path, capsys: pytest.
     (code,) = blocks(ROOT / "README.md", "python")
     names: dict[str, object] = {}
     exec(code, names)
-    assert tuple(names["images"].shape) == (16, 1, 28, 28)  # type: ignore[attr-defined]
+    assert tuple(names["images"].shape) == (16, 1, 28, 28)  # type: ignore[attr-defined]  # a tensor, which exec hides
     assert float(capsys.readouterr().out) > 0
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -283,6 +284,23 @@ def test_the_time_of_a_dry_run_is_that_of_the_epochs_that_are_left(tmp_path: Pat
     costs = probe([whole, begun])
     assert costs[1].seconds == pytest.approx(0.6 * costs[0].seconds)
     assert costs[0].seconds > 0
+
+
+def test_an_epoch_of_fewer_steps_than_warm_the_clock_up_is_timed_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call of the clock says a second a step: two steps and the validation make three seconds an epoch."""
+    taken: list[int] = []
+
+    def clock(work: object, steps: int = 0) -> float:
+        taken.append(sum(1 for _ in zip(range(steps), work, strict=False)) if isinstance(work, Iterator) else 1)
+        return float(taken[-1])
+
+    monkeypatch.setattr("vae.run.probe.timed", clock)
+    monkeypatch.setattr("vae.run.probe.LONGEST", 10)
+    s = settings_of(*SMALL, "data.batch_size=600", "trainer.max_epochs=1")  # 1,197 images
+    (cost,) = probe([Job("", (), s, tmp_path, None)])
+    assert cost.seconds == 3
 
 
 @pytest.mark.parametrize(

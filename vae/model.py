@@ -108,6 +108,10 @@ class VAE(nn.Module):
         return self.labels.expand(count)
 
     @property
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    @property
     def noise_per_draw(self) -> int:
         """Standard normal numbers that one draw of the prior is made of: D, and one more where it is a mixture."""
         return self.prior_head.noise_per_draw

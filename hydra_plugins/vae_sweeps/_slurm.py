@@ -25,7 +25,7 @@ class Launcher(SlurmLauncher):
         if not has_accounting():
             SlurmJob.watcher = squeue_watcher()
         with lost_jobs_are_results():
-            return super().launch(job_overrides, initial_job_idx)  # type: ignore[no-any-return]
+            return super().launch(job_overrides, initial_job_idx)  # type: ignore[no-any-return]  # the plugin has no types
 
 
 def has_accounting() -> bool:
@@ -72,8 +72,8 @@ def lost_jobs_are_results() -> Iterator[None]:
             line = (str(error).strip().splitlines() or ["no message"])[0]
             return [JobReturn(_return_value=Failed(f"Slurm job {job.job_id}: {line}"), status=JobStatus.COMPLETED)]
 
-    Job.results = results  # type: ignore[method-assign, assignment]
+    Job.results = results  # type: ignore[method-assign, assignment]  # submitit has no hook for it
     try:
         yield
     finally:
-        Job.results = original  # type: ignore[method-assign, assignment]
+        Job.results = original  # type: ignore[method-assign, assignment]  # as above

@@ -26,13 +26,11 @@ def draw(path: str, name: str, out: str | None, **how: Any) -> None:
     from vae.commands.opening import default_out, open_run
     from vae.evaluation.estimates import sample_metrics
     from vae.evaluation.gallery import Subject, draw_figure
-    from vae.run.results import checkpoint_state
+    from vae.run.results import history_of
     from vae.run.settings import caption
-    from vae.training.history import History
 
     run = open_run(path, **how)
-    history, s = History(), run.settings
-    history.load_state_dict(checkpoint_state(run))
+    history, s = history_of(run), run.settings
     subject = Subject(run.vae, run.data, history.curve, caption(s.plain), s.seed, run.which)
     if name in CLASSIFIED and run.data.classes > 1:
         count = s.evaluation.generated or 1000

@@ -24,4 +24,4 @@ def main(overrides: list[str], output: str) -> None:
         for layer in layers:
             print(f"  {', '.join(layer.names):<40} {by(layer.shape):>16} {layer.parameters:>12,}")
     write_figure(architecture_figure(vae, settings.caption(checked.plain)), Path(output))
-    print(f"{sum(p.numel() for p in vae.parameters()):,} parameters; picture: {output}")
+    print(f"{vae.parameter_count:,} parameters; picture: {output}")

@@ -67,11 +67,11 @@ def as_csv(values: Mapping[str, Any]) -> str:
     import numpy as np
 
     arrays = {name: array for name, value in values.items() if (array := np.asarray(value)).ndim < 4}
-    steps = next((array.shape[1] for array in arrays.values() if array.ndim == 3), None)
-    if steps is not None:
-        places = np.indices(next(array.shape[:2] for array in arrays.values() if array.ndim == 3)).reshape(2, -1)
-        lines = {n: a.reshape(-1, a.shape[2]) if a.ndim == 3 else np.repeat(a, steps, 0) for n, a in arrays.items()}
-        arrays = {"row": places[0], "step": places[1], **lines}
+    points = next((array for array in arrays.values() if array.ndim == 3), None)
+    if points is not None:
+        place, step = np.indices(points.shape[:2]).reshape(2, -1)
+        lines = {n: a.reshape(-1, a.shape[2]) if a.ndim == 3 else a[place] for n, a in arrays.items()}
+        arrays = {"row": place, "step": step, **lines}
     columns: list[tuple[str, list[Any]]] = []
     for name, array in arrays.items():
         flat = array.reshape(len(array), -1)

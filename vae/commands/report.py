@@ -13,6 +13,7 @@ from vae.evaluation.catalogue import FIGURES
 from vae.run.find import find_run, is_run
 from vae.run.keys import CONF, Plain, known_keys, leaves, show
 from vae.run.sweep import find_directories
+from vae.words import duration
 
 if TYPE_CHECKING:
     from vae.run.load import TrainedRun
@@ -42,7 +43,7 @@ def run_values(run: "TrainedRun", images: int) -> dict[str, Any]:
     """What the template shows of a run."""
     metrics = run.metrics or {}
     explorer, reason = explorer_or_reason(run, images)
-    rows = history_rows(run)
+    rows = run.history_rows
     return {
         "name": run.directory.name,
         "facts": facts(run, metrics),
@@ -70,14 +71,6 @@ def explorer_or_reason(run: "TrainedRun", images: int) -> tuple[dict[str, Any] |
     return explorer_of(run, images), ""
 
 
-def history_rows(run: "TrainedRun") -> list[dict[str, float]]:
-    from vae.training import checkpoints
-
-    last = run.checkpoint("last")
-    state = checkpoints.load(last if last.exists() else run.checkpoint(run.which))
-    return list(state["callbacks"]["History"]["rows"])
-
-
 def headline(run: "TrainedRun", metrics: Plain) -> str:
     from vae.run import table
     from vae.run.settings import monitored
@@ -90,7 +83,6 @@ def facts(run: "TrainedRun", metrics: Plain) -> dict[str, str]:
     from vae.run.settings import caption
 
     plain, parts = run.settings.plain, run.settings.plain["model"]
-    parameters = sum(p.numel() for p in run.vae.parameters())
     told = {
         "Data": caption(plain),
         "Encoder": in_words(parts["encoder"]),
@@ -99,7 +91,7 @@ def facts(run: "TrainedRun", metrics: Plain) -> dict[str, str]:
         "Likelihood": in_words(plain["likelihood"]),
         "Objective": in_words(plain["objective"]),
         "Optimizer": in_words(plain["optimizer"]),
-        "Parameters": f"{parameters:,}",
+        "Parameters": f"{run.vae.parameter_count:,}",
     }
     if metrics:
         told["Training"] = f"{metrics['epochs']} epochs, {metrics['steps']:,} steps, {duration(metrics['seconds'])}"
@@ -114,11 +106,6 @@ def in_words(part: Plain) -> str:
     ]
     kind = str(part.get("_target_")).rpartition(".")[2]
     return f"{kind} ({', '.join(given)})" if given else kind
-
-
-def duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.1f} min" if minutes >= 1 else f"{seconds:.0f} s"
 
 
 def warnings(run: "TrainedRun", metrics: Plain, rows: list[dict[str, float]], images: int) -> list[str]:

@@ -89,7 +89,7 @@ def curves(runs: Sequence[tuple[str, RunRecord]], metric: str) -> list[dict[str,
     series = []
     for name, run in runs:
         last = run.directory / "checkpoints" / "last.ckpt"
-        rows = checkpoints.load(last)["callbacks"]["History"]["rows"] if last.exists() else []
+        rows = checkpoints.read_history(last) if last.exists() else []
         if any(metric in row for row in rows):
             series.append(curve(rows, metric) | {"name": name})
     title = f"{metric} of the best {len(series)} runs" if len(series) > 1 else metric

@@ -20,10 +20,9 @@ from vae.run.load import TrainedRun, load_run
 from vae.run.own_parts import refuse_untrusted
 from vae.run.process import find_own_modules, log_to
 from vae.run.provenance import provenance
-from vae.run.results import checkpoint_state, evaluate, training_metrics
+from vae.run.results import evaluate, history_of, training_metrics
 from vae.run.trainer import prepared_trainer
 from vae.training import checkpoints
-from vae.training.history import History
 
 ROUNDING = 1e-5  # relative: what another number of threads or another device moves a sum by
 CAUSES = ("git_commit", "device", "threads")
@@ -156,11 +155,10 @@ def compare_metrics(run: TrainedRun, saved: dict[str, Any], report: Report) -> N
     plain = run.settings.plain
     quick = plain["evaluation"] | {"samples": 0, "features": False, "probes": False}
     now, _ = evaluate(run.lit, run.data, settings.read({**plain, "evaluation": quick}), saved["global_step"])
-    history = History()
-    history.load_state_dict(checkpoint_state(run))
+    history = history_of(run)
     now |= training_metrics(history, saved["epoch"] + 1)
     now |= {"best_epoch": saved["epoch"] + 1, "epochs": len(history.rows)}
-    now |= {"parameters": sum(p.numel() for p in run.vae.parameters())}
+    now |= {"parameters": run.vae.parameter_count}
     sampled = [name for name in run.metrics if name.removeprefix("test/").removesuffix("_error") in SAMPLED]
     sampled = sampled if "test/nll" in run.metrics else []
     before = {name: value for name, value in run.metrics.items() if name in now and name not in sampled}

@@ -68,8 +68,7 @@ def architecture_figure(vae: VAE, caption: str) -> Figure:
     """The halves side by side, a box a layer, from the live model."""
     halves = architecture(vae)
     rows = max(len(layers) for _, _, layers in halves.values()) + 2
-    total = sum(p.numel() for p in vae.parameters())
-    figure, axes = chart(1000, 90 + 62 * rows, f"{caption}; {total:,} parameters", columns=2)
+    figure, axes = chart(1000, 90 + 62 * rows, f"{caption}; {vae.parameter_count:,} parameters", columns=2)
     for axis, (title, (start, end, layers)) in zip(axes, halves.items(), strict=True):
         count = sum(layer.parameters for layer in layers)
         axis.set_title(f"{title}: {count:,} parameters", loc="left", fontsize=11, fontweight="bold", color=INK)

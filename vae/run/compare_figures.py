@@ -121,7 +121,7 @@ def curve_of(record: RunRecord, metric: str) -> dict[int, float]:
     path = record.directory / "checkpoints" / "last.ckpt"
     if not path.exists():
         return {}
-    rows = checkpoints.load(path)["callbacks"]["History"]["rows"]
+    rows = checkpoints.read_history(path)
     return {int(row["epoch"]): float(row[metric]) for row in rows if metric in row}
 
 

@@ -66,9 +66,13 @@ class TrainedRun(Run):
     @property
     def history(self) -> "DataFrame":
         """The metrics of each epoch, one row an epoch."""
+        return frame(self.history_rows)
+
+    @property
+    def history_rows(self) -> list[dict[str, float]]:
+        """The same without pandas, of the last checkpoint where it is there."""
         last = self.checkpoint("last")
-        state = checkpoints.load(last if last.exists() else self.checkpoint(self.which))
-        return frame(state["callbacks"]["History"]["rows"])
+        return checkpoints.read_history(last if last.exists() else self.checkpoint(self.which))
 
     def log_prob(self, x: Tensor, samples: int = 500, seed: int = 0) -> Tensor:
         """log p(x) (N,) of images (N, C, H, W), uint8 or floats in [0, 1], in nats: the importance-weighted bound.

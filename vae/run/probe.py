@@ -55,14 +55,13 @@ def measure(job: Job, data: ImageDataModule) -> tuple[int, float]:
     if job.settings.threads:
         torch.set_num_threads(job.settings.threads)
     bare = Bare(job.settings, data)
-    steps = bare.epoch()
-    timed(steps, WARM)
+    timed(bare.epoch(), WARM)
     bare.validate()
-    validation, spent, taken = timed(bare.validate), 0.0, 0
+    steps, validation, spent, taken = bare.epoch(), timed(bare.validate), 0.0, 0
     while spent < LONGEST and taken < bare.steps_an_epoch:
         spent, taken = spent + timed(steps, 1), taken + 1
     torch.set_num_threads(before)
-    return sum(p.numel() for p in bare.vae.parameters()), spent / taken * bare.steps_an_epoch + validation
+    return bare.vae.parameter_count, spent / taken * bare.steps_an_epoch + validation
 
 
 def epochs_done(job: Job) -> int:

@@ -50,7 +50,7 @@ def finish(run: Run, lit: LitVAE, data: ImageDataModule, history: History, train
         "steps": trainer.global_step,
         "seconds": history.seconds,
         "images_per_second": history.images / history.seconds,
-        "parameters": sum(p.numel() for p in lit.vae.parameters()),
+        "parameters": lit.vae.parameter_count,
         "stopped_early": int(trainer.current_epoch < run.settings.trainer.max_epochs),
     }
     drawn = draw(run, lit, data, history, generated) if draws_figures(run.settings) else {}
@@ -79,8 +79,7 @@ def reevaluate(run: Run, lit: LitVAE, data: ImageDataModule, which: str) -> None
         raise InputError(f"{run.directory}: is not finished (no metrics.json); its command continues it")
     with run.lock():
         checkpoint = checkpoints.load(run.checkpoint(which))
-        history = History()
-        history.load_state_dict(checkpoint_state(run))
+        history = history_of(run)
         metrics, generated = evaluate(lit, data, run.settings, checkpoint["global_step"])
         epoch = run.metrics["best_epoch"] if which == "best" else history.rows[-1]["epoch"]
         kept = {name: value for name, value in run.metrics.items() if name in TRAINING}
@@ -91,9 +90,11 @@ def reevaluate(run: Run, lit: LitVAE, data: ImageDataModule, which: str) -> None
         print_results(run, write_metrics(run, metrics | kept, origin, which))
 
 
-def checkpoint_state(run: Run) -> dict[str, Any]:
+def history_of(run: Run) -> History:
     """The history of the epochs, as last.ckpt keeps it."""
-    return checkpoints.load(run.checkpoint("last"))["callbacks"]["History"]
+    history = History()
+    history.load_state_dict(checkpoints.load(run.checkpoint("last"))["callbacks"]["History"])
+    return history
 
 
 def evaluate(

@@ -101,7 +101,7 @@ def describe(lit: LitVAE) -> str:
     """The model in one line."""
     vae = lit.vae
     parts = ", ".join(type(part).__name__ for part in (vae.encoder, vae.decoder, vae.likelihood))
-    return f"VAE of {parts}: {vae.latent_dim} latents, {sum(p.numel() for p in vae.parameters()):,} parameters"
+    return f"VAE of {parts}: {vae.latent_dim} latents, {vae.parameter_count:,} parameters"
 
 
 @contextmanager

@@ -73,6 +73,11 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, A
     return checkpoint
 
 
+def read_history(path: str | os.PathLike[str]) -> list[dict[str, float]]:
+    """The metrics of each epoch until then, as a checkpoint keeps them."""
+    return list(load(path)["callbacks"]["History"]["rows"])
+
+
 def upgrade(checkpoint: dict[str, Any]) -> None:
     """What commit 6d90c2e wrote, in today's words: `bound` has other names, and epochs count from 1."""
     head = checkpoint["vae"]["settings"]["likelihood"]
