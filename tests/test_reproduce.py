@@ -13,7 +13,7 @@ from conftest import ROOT, tree
 from hydra import initialize_config_dir
 
 from vae.commands import cli, ledger, reproduce
-from vae.commands.reproduce import Claim, Rung, interval, judge, ladder, verdict
+from vae.commands.reproduce import Claim, Rung, commands, interval, judge, ladder, verdict
 from vae.run import settings
 from vae.run.command import compose_settings
 from vae.run.keys import CONF
@@ -115,6 +115,34 @@ def test_pairs_are_taken_seed_by_seed(tmp_path: Path) -> None:
     (row,) = judge(one, tmp_path, gpu=False)
     assert (row.seeds, row.commits, row.verdict) == (2, "abc", "reproduced")
     assert row.obtained == pytest.approx(-1.05)
+
+
+def test_a_budget_goes_to_what_ends_soonest_and_seeds_stay_whole(tmp_path: Path) -> None:
+    short = rung(name="short", minutes=2, runs={"a": [], "b": []})
+    rungs = [
+        rung(name="gpu", minutes=None, seeds=[0], runs={"e": []}),
+        rung(name="long", minutes=5, runs={"d": []}),
+        short,
+    ]
+    order = [directory.name for directory, _ in commands(rungs, tmp_path, [])]
+    assert order == ["a-0", "b-0", "a-1", "b-1", "d-0", "a-2", "b-2", "d-1", "d-2", "e-0"]
+
+
+def test_runs_at_a_time_share_the_cores_and_one_that_fails_stops_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forever = [one for one in TINY if not one.startswith(("trainer.max_epochs", "threads"))]
+    one = rung(
+        name="two",
+        seeds=[0],
+        runs={"long": [*forever, "trainer.max_epochs=100000"], "bad": [*TINY, "optimizer.lr=1e30"]},
+    )
+    monkeypatch.setattr(reproduce, "ladder", lambda: {"two": one})
+    assert vae(monkeypatch, "reproduce", "two", "--jobs", "2", "--out", str(tmp_path)) == 1
+    said = capsys.readouterr()
+    assert "bad-0: the run ended with exit code" in said.err
+    assert not is_locked(tmp_path / "two" / "long-0")
+    assert (tmp_path / "two" / "long-0" / "train.log").exists()
 
 
 @pytest.mark.parametrize(

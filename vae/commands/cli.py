@@ -491,14 +491,15 @@ def reproduce(
     listing: Annotated[bool, typer.Option("--list", help="Say what the rungs are.")] = False,
     budget: Annotated[str | None, typer.Option(help="Train no longer: 90s, 30m, 2h.", show_default="no end")] = None,
     out: Annotated[str, typer.Option(help="Folder of the runs and of the table.")] = "outputs/reproduce",
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, which share the cores.")] = 1,
 ) -> None:
     """Train what published numbers need, and print ours beside them. Given again, it goes on where it was.
 
-    Example: vae reproduce T0 T3 data.root=data --budget 2h
+    Example: vae reproduce T0 T3 data.root=data --budget 2h --jobs 2
     """
     from vae.commands.reproduce import main
 
-    main(names or [], everything, listing, budget, out)
+    main(names or [], everything, listing, budget, out, jobs)
 
 
 @app.command(rich_help_panel=RUNS)

@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -116,26 +117,37 @@ def seconds(text: str | None) -> float:
 
 
 def reproduce(
-    names: Sequence[str], everything: bool, budget: str | None, out: str, overrides: Sequence[str], gpu: bool
+    names: Sequence[str],
+    everything: bool,
+    budget: str | None,
+    out: str,
+    overrides: Sequence[str],
+    gpu: bool,
+    jobs: int,
 ) -> list[Row]:
     """Trains what is missing while the budget lasts, then writes reproduced.md and reproduced.json to `out`."""
     rungs, deadline, folder = chosen(names, everything), time.monotonic() + seconds(budget), Path(out)
-    runs = [one for rung in rungs if rung.minutes is not None or gpu for one in commands(rung, folder, overrides)]
+    runs = commands([rung for rung in rungs if rung.minutes is not None or gpu], folder, overrides)
     require_same(runs)
-    for directory, arguments in runs:
-        if finished(directory) is None:
-            train(directory, arguments, deadline)
+    train([(directory, arguments) for directory, arguments in runs if finished(directory) is None], deadline, jobs)
     rows = [row for rung in rungs for row in judge(rung, folder, gpu, changed(overrides))]
     write(rows, folder)
     return rows
 
 
-def commands(rung: Rung, folder: Path, overrides: Sequence[str]) -> Iterator[tuple[Path, list[str]]]:
-    """Each run's directory and arguments; all runs of the first seed come before those of the second."""
-    for seed in rung.seeds:
-        for name, own in rung.runs.items():
-            directory = place(folder, rung, name, seed)
-            yield directory, [*own, *overrides, f"seed={seed}", f"run_dir='{directory}'"]
+def commands(rungs: Sequence[Rung], folder: Path, overrides: Sequence[str]) -> list[tuple[Path, list[str]]]:
+    """Each run's directory and arguments, in the order in which a budget is best spent.
+
+    A rung's runs of one seed stand together, and first stands what ends soonest: two seeds of a short rung come before
+    the first one of a rung that takes three times as long.
+    """
+    turns = [(rung, count, seed) for rung in rungs for count, seed in enumerate(rung.seeds, 1)]
+    turns.sort(key=lambda turn: turn[1] * (turn[0].minutes or math.inf))
+    return [
+        (directory := place(folder, rung, name, seed), [*own, *overrides, f"seed={seed}", f"run_dir='{directory}'"])
+        for rung, _, seed in turns
+        for name, own in rung.runs.items()
+    ]
 
 
 def place(folder: Path, rung: Rung, name: str, seed: int) -> Path:
@@ -168,39 +180,54 @@ def finished(directory: Path) -> Metrics | None:
     return read_metrics(directory / "metrics.json")
 
 
-def train(directory: Path, arguments: list[str], deadline: float) -> None:
-    """Raises RunFailed if the run fails; a run that the deadline stops goes on at the next call."""
-    left = deadline - time.monotonic()
-    if left <= 0:
-        return
-    print(f"{directory}: trains", flush=True)
-    script = Path(CONF).parent / "train.py"
+def train(runs: Sequence[tuple[Path, list[str]]], deadline: float, jobs: int) -> None:
+    """`jobs` runs at a time, which share the cores. A run that the deadline stops goes on at the next call.
+
+    Raises RunFailed if a run fails; the others under way save and stop, as they do on Ctrl-C and SIGTERM.
+    """
     signal.signal(signal.SIGTERM, _stop)
-    process = subprocess.Popen([sys.executable, str(script), *arguments])
+    waiting, working = deque(runs), dict[Path, subprocess.Popen[bytes]]()
     try:
-        code = process.wait(None if math.isinf(left) else left)
-    except subprocess.TimeoutExpired:
-        stop(process)
-        return
-    except BaseException:  # Ctrl-C and SIGTERM reach the run too, which saves and stops
-        stop(process)
-        raise
-    if code:
-        raise RunFailed(f"{directory}: the run ended with exit code {code}; its lines stand above")
+        while (waiting or working) and time.monotonic() < deadline:
+            while waiting and len(working) < jobs:
+                directory, arguments = waiting.popleft()
+                print(f"{directory}: trains", flush=True)
+                working[directory] = start(arguments, jobs)
+            for directory in [directory for directory, process in working.items() if process.poll() is not None]:
+                if code := working.pop(directory).returncode:
+                    raise RunFailed(f"{directory}: the run ended with exit code {code}; its lines stand above")
+                print(f"{directory}: has ended", flush=True)
+            time.sleep(0.1)
+    finally:
+        stop(working.values())
+
+
+def start(arguments: Sequence[str], jobs: int) -> "subprocess.Popen[bytes]":
+    """train.py in a process of its own; of several at a time only errors are shown, the rest is in their train.log."""
+    command = [sys.executable, str(Path(CONF).parent / "train.py"), *arguments]
+    if jobs == 1:
+        return subprocess.Popen(command)
+    if not any(one.startswith("threads=") for one in arguments):
+        from joblib import cpu_count  # knows of affinities and of a container's share
+
+        command.append(f"threads={max(1, cpu_count() // jobs)}")
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
 def _stop(signum: int, _: object) -> None:
     raise Stopped(signum)
 
 
-def stop(process: "subprocess.Popen[bytes]") -> None:
+def stop(processes: Collection["subprocess.Popen[bytes]"]) -> None:
     """As a cluster would: a run saves its last step on SIGTERM."""
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    for process in processes:
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def judge(rung: Rung, folder: Path, gpu: bool, changed: str = "") -> Iterator[Row]:
@@ -315,7 +342,7 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def main(names: Sequence[str], everything: bool, listing: bool, budget: str | None, out: str) -> None:
+def main(names: Sequence[str], everything: bool, listing: bool, budget: str | None, out: str, jobs: int) -> None:
     if listing:
         list_rungs()
         return
@@ -323,6 +350,6 @@ def main(names: Sequence[str], everything: bool, listing: bool, budget: str | No
     wanted = chosen(rungs, everything)
     seconds(budget)
     gpu = any(rung.minutes is None for rung in wanted) and has_gpu()
-    rows = reproduce([rung.name for rung in wanted], False, budget, out, overrides, gpu)
+    rows = reproduce([rung.name for rung in wanted], False, budget, out, overrides, gpu, jobs)
     show([cells(row) for row in rows], HEAD)
     print(f"written: {out}/reproduced.md, {out}/reproduced.json; to train what is missing, give the command again")

@@ -134,7 +134,7 @@ class Run:
         with self.lock():
             self.check()
             self.checkpoint_directory.mkdir(exist_ok=True)
-            for folder in (self.directory, self.checkpoint_directory, self.directory / "figures"):
+            for folder in (self.directory, *(self.directory / name for name in ("checkpoints", "figures", ".hydra"))):
                 remove_leftovers(folder)
             writable(self.checkpoint_directory, CHECKPOINT_BYTES)
             write_yaml(self.directory / "config.yaml", self.settings.plain)
