@@ -250,6 +250,16 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("place", [".", ".hydra", "checkpoints", "figures"])
+def test_a_run_clears_what_a_killed_process_half_wrote(tmp_path: Path, place: str) -> None:
+    """Wherever a run writes; the process number is one that no process can have."""
+    half = tmp_path / "run" / place / "config.yaml.7.99999999.part"
+    half.parent.mkdir(parents=True, exist_ok=True)
+    half.touch()
+    with Run(tmp_path / "run", settings_of("data=digits")).open():
+        assert not half.exists()
+
+
 def test_an_unexpected_failure_names_the_log_which_has_its_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
