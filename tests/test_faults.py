@@ -210,6 +210,31 @@ def test_kill_9_at_random_moments(
     survive(server, arguments, wholes(rate), tmp_path, kills, seed=kills + workers)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "part",
+    [
+        ("prior=mixture",),
+        ("prior=vamp", "prior.inputs=20"),
+        ("prior=flow",),
+        ("posterior=full",),
+        ("posterior=iaf",),
+        ("objective=tc",),
+        ("objective=mmd",),
+        ("objective=iwae", "objective.samples=3", "objective.gradient=dreg"),
+        ("trainer.precision=bf16-mixed", "prior=flow", "posterior=iaf"),
+    ],
+    ids=" ".join,
+)
+def test_kill_9_with_each_part(server: Server, tmp_path: Path, part: tuple[str, ...]) -> None:
+    """Its parameters, its buffers and its draws are all in the checkpoint, or follow from the seed."""
+    arguments = [*QUICK, "dropout=0.3", "likelihood=bernoulli", "data.binarize=dynamic", OFTEN, *part]
+    begun = time.monotonic()
+    command = server.run(*arguments, f"run_dir={tmp_path / 'whole'}")
+    assert command.code == 0, command.said
+    survive(server, arguments, Whole(tmp_path / "whole", time.monotonic() - begun), tmp_path / "killed", 2, seed=0)
+
+
 def test_kill_9_in_the_narrow_places(server: Server, wholes: Callable[[str], Whole], tmp_path: Path) -> None:
     """One run, killed in each of them in turn: the process is held still while we see that it is there."""
     run, arguments = tmp_path / "run", [*ALL, *RATES["plateau"], f"run_dir={tmp_path / 'run'}"]

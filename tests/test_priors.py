@@ -473,6 +473,17 @@ def test_a_batch_of_one_image_has_a_finite_loss(objective: Callable[..., Terms])
     assert terms.loss.isfinite()
 
 
+@pytest.mark.parametrize("objective", [TotalCorrelation(), MMD(), IWAE(samples=3), IWAE(samples=3, gradient="dreg")])
+def test_objectives_in_bf16_agree_with_float32(objective: Callable[..., Terms]) -> None:
+    vae, x = build().float(), images(30).float()
+    noise: dict[tuple[int, ...], torch.Tensor] = {}
+    with torch.no_grad(), fixed_noise(lambda shape: noise.setdefault(tuple(shape), torch.randn(shape))):
+        exact = objective(vae, x, 0).loss
+        with torch.autocast("cpu", torch.bfloat16):
+            half = objective(vae, x, 0).loss
+    assert half.item() == pytest.approx(exact.item(), rel=0.02)
+
+
 @pytest.mark.parametrize(("prior", "posterior"), PAIRS)
 def test_bf16_agrees_with_float32(prior: str, posterior: str) -> None:
     vae, x = build(prior, posterior).float(), images(30).float()
