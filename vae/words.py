@@ -1,5 +1,7 @@
 """Numbers and losses as one says them."""
 
+import math
+
 # What the reconstruction of a likelihood without nats is, by its `_target_`.
 ERRORS = {
     "vae.likelihoods.SquaredErrorHead": "squared error",
@@ -9,6 +11,11 @@ ERRORS = {
 
 def error_of(target: str) -> str:
     return ERRORS.get(target, "reconstruction")
+
+
+def digits(error: float) -> int:
+    """Decimals that a number with this error deserves: the error shows two figures, or whole ones from 10 on."""
+    return max(0, 1 - math.floor(math.log10(error)))
 
 
 def duration(seconds: float) -> str:

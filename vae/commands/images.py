@@ -82,7 +82,7 @@ def score(
     what = "log p(x)" if run.vae.likelihood.normalised else "minus (reconstruction + KL), which are no nats"
     print(f"{what}, {samples} importance samples an image; the most unusual of {len(found)} first")
     for rank, row in enumerate(order[:LISTED].tolist(), 1):
-        print(f"{rank:>4}  {found[row]:>12.2f} +- {error[row]:<8.2g} {given.names[row]}{_label(given, row)}")
+        print(f"{rank:>4}  {found[row]:>12.2f} +- {error[row]:<8.2f} {given.names[row]}{_label(given, row)}")
     for name in against or ():
         others, _ = image_scores(run.vae, contrast(run, name, given, seed), samples, seed, bar=True)
         print(f"against {name}: area under the ROC curve {area(found, others):.4f} ({len(others)} images)")

@@ -30,6 +30,7 @@ from vae.run import settings
 from vae.run.command import compose_settings
 from vae.run.directory import NOT_IDENTITY, describe_differences, differences, read_metrics, read_settings
 from vae.run.keys import CONF, nearest
+from vae.words import digits
 
 PATIENCE = 60  # seconds that a run has to save and stop when the budget is spent
 Metrics = dict[str, Any]
@@ -296,8 +297,9 @@ HEAD = ("rung", "what", "target", "obtained", "seeds", "verdict", "source")
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    obtained = "" if row.obtained is None else f"{row.obtained:.2f}"
-    obtained += "" if row.error is None else f" +- {row.error:.2f}"
+    places = digits(row.error) if row.error else 2
+    obtained = "" if row.obtained is None else f"{row.obtained:.{places}f}"
+    obtained += "" if row.error is None else f" +- {row.error:.{places}f}"
     return row.rung, row.claim, row.wanted, obtained, str(row.seeds), row.verdict, row.source
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from vae.evaluation.statistics import Difference, Mean
 from vae.files import replace
 from vae.run.compare import ALPHA, Comparison, Row, Table, name_of, sentence, verdict
+from vae.words import digits
 
 MANY_KEYS = 4  # beyond that a configuration is named by what sets it apart from the baseline
 MANY_ROWS = 8  # beyond that the differences are counted, and not told one by one
@@ -98,8 +99,8 @@ def show_mean(mean: Mean) -> str:
     half = mean.high - mean.value
     if not half > 0:  # one seed, or the same number at each
         return f"{mean.value:.6g}"
-    digits = _digits(half)
-    return f"{mean.value:.{digits}f} ± {half:.{digits}f}"
+    places = digits(half)
+    return f"{mean.value:.{places}f} ± {half:.{places}f}"
 
 
 def show_difference(difference: Difference | None) -> str:
@@ -107,12 +108,8 @@ def show_difference(difference: Difference | None) -> str:
         return ""
     if not difference.high > difference.low:
         return f"{difference.value:+.4g}"
-    digits = _digits((difference.high - difference.low) / 2)
-    return f"{difference.value:+.{digits}f} [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
-
-
-def _digits(half: float) -> int:
-    return max(0, 1 - math.floor(math.log10(half)))
+    places = digits((difference.high - difference.low) / 2)
+    return f"{difference.value:+.{places}f} [{difference.low:+.{places}f}, {difference.high:+.{places}f}]"
 
 
 def show_p(row: Row, metric: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from vae.run.directory import Run
 from vae.run.process import in_a_sweep
 from vae.run.settings import caption, monitored
-from vae.words import error_of
+from vae.words import digits, error_of
 
 UNWEIGHTED = ("neg_elbo", "unweighted_loss")
 LOSSES = ("loss", "reconstruction", *UNWEIGHTED)
@@ -88,8 +88,8 @@ def written(metrics: dict[str, Any], name: str) -> str:
         return ""
     if not error or not math.isfinite(error):
         return f"{value + 0.0:.6g}" if isinstance(value, float) else str(value)
-    digits = max(0, 1 - math.floor(math.log10(error)))
-    return f"{round(value, digits) + 0.0:.{digits}f} +- {error:.{digits}f}"
+    places = digits(error)
+    return f"{round(value, places) + 0.0:.{places}f} +- {error:.{places}f}"
 
 
 def is_of_the_last(metrics: dict[str, Any]) -> bool:
