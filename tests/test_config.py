@@ -554,6 +554,7 @@ REFUSED = {  # arguments: the key and value that the line names, and what it say
     "objective.beta=-1": ("objective.beta=-1", "of at least 0"),
     "likelihood=bernoulli": ("likelihood=bernoulli", "data.binarize=dynamic"),
     "objective=iwae": ("objective=iwae", "likelihood=gaussian"),
+    "evaluation.annealing=10": ("evaluation.annealing=10", "SquaredErrorHead has no NLL"),
     "prior=flow latent_dim=1": ("latent_dim=1", "latent_dim=2"),
     "posterior=iaf latent_dim=1": ("latent_dim=1", "latent_dim=2"),
     "posterior=full latent_dim=1000": ("latent_dim=1000", "posterior=diagonal"),

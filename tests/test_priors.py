@@ -3,13 +3,17 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 import torch
+from conftest import process, settings_of
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal, kl_divergence
+from torch.distributions import MultivariateNormal, kl_divergence, register_kl
 
+from vae import fit
 from vae.distributions import (
     MONTE_CARLO,
     PER_LATENT,
@@ -35,6 +39,7 @@ from vae.noise import fixed_noise
 from vae.objectives import ELBO, IWAE, MMD, Terms, TotalCorrelation, log_weights, squared_mmd
 from vae.posteriors import IAF, Diagonal, Full
 from vae.priors import Flow, GaussianMixture, Standard, Vamp
+from vae.run.build import build_data
 
 SHAPE, D, B, K = (2, 3, 2), 3, 4, 5
 M = TypeVar("M", bound=nn.Module)
@@ -156,6 +161,23 @@ def test_the_words_for_the_kl_are_those_of_its_form() -> None:
     assert kl_form(diagonal, build().prior) == PER_LATENT
     assert kl_form(full, build().prior) == TOGETHER
     assert kl_form(diagonal, build("mixture").prior) == MONTE_CARLO
+
+
+class Joint(MultivariateNormal):
+    """A prior of someone's own, of event (D,)."""
+
+
+@register_kl(Normal, Joint)
+def _kl_to_joint(q: Normal, p: Joint) -> Tensor:
+    return kl_divergence(MultivariateNormal(q.mean, torch.diag_embed(q.stddev**2)), p)
+
+
+def test_a_kl_of_one_s_own_to_a_joint_prior_is_of_all_latents_together() -> None:
+    q, p = build().encode(images()), Joint(torch.zeros(D).double(), torch.eye(D).double())
+    assert kl_form(q, p) == TOGETHER
+    kl = divergence(q, p, q.rsample(torch.Size((1,))))
+    assert kl.shape == (B, 1)
+    torch.testing.assert_close(kl[:, 0], kl_divergence(q, Normal(p.loc, torch.ones(D).double())).sum(-1))
 
 
 @pytest.mark.parametrize("name", ["diagonal", "full"])
@@ -398,6 +420,18 @@ def test_pseudo_inputs_start_as_training_images_and_learn() -> None:
         vae.prior_head.start_at(data[:6], seed=3)
 
 
+def test_more_pseudo_inputs_than_images_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    given = ("data=digits", "likelihood=bernoulli", "data.binarize=dynamic", "prior=vamp", "prior.inputs=1198")
+    ended = process(*given, "trainer.max_epochs=1", f"run_dir={tmp_path / 'run'}", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stdout.strip().startswith("prior.inputs=1198: more pseudo-inputs than the 1197 training images")
+    assert list(tmp_path.iterdir()) == []
+    few = np.random.default_rng(0).integers(256, size=(30, 3, 4), dtype=np.uint8)
+    with pytest.raises(InputError, match=r"^prior\.inputs=28: "):
+        fit(few, "likelihood=gaussian", "prior=vamp", "prior.inputs=28", run_dir=tmp_path / "mine")
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- objectives -------------------------------------------------------------------------------------------------------
 
 
@@ -466,6 +500,13 @@ def test_infovae_weighs_the_kl_and_the_discrepancy() -> None:
     torch.testing.assert_close((terms[2].loss - terms[0].loss) / 10, squared_mmd(z, noise[1, 6, D][0].double()))
 
 
+@pytest.mark.parametrize(("objective", "images"), [("elbo", 300), ("tc", 50), ("mmd", 50)])
+def test_terms_of_the_whole_batch_are_evaluated_in_the_batches_of_training(objective: str, images: int) -> None:
+    given = ("data=digits", "likelihood=gaussian", f"objective={objective}", "data.batch_size=50")
+    x, _ = next(iter(build_data(settings_of(*given, "data.eval_batch_size=300")).val_dataloader()[0]))
+    assert len(x) == images
+
+
 @pytest.mark.parametrize("objective", [TotalCorrelation(), MMD()])
 def test_a_batch_of_one_image_has_a_finite_loss(objective: Callable[..., Terms]) -> None:
     terms = objective(build(), images(1), 0)
@@ -482,6 +523,28 @@ def test_objectives_in_bf16_agree_with_float32(objective: Callable[..., Terms]) 
         with torch.autocast("cpu", torch.bfloat16):
             half = objective(vae, x, 0).loss
     assert half.item() == pytest.approx(exact.item(), rel=0.02)
+
+
+@pytest.mark.parametrize("net", [Coupling, Autoregressive])
+def test_flows_are_float32_under_bf16(net: type[nn.Module]) -> None:
+    """A density from nets in 8 bits would be off by tenths of a nat, or by nats."""
+    chain = stirred(Chain(net(6, 8) for _ in range(8)))
+    u, context = torch.randn(200, 6), (torch.randn(200, 8),) if net is Autoregressive else ()
+    with torch.no_grad():
+        z, log_det = chain(u, *context)
+        exact = [z, log_det, *chain.inverse(z, *context)]
+        with torch.autocast("cpu", torch.bfloat16):
+            half = [*chain(u, *context), *chain.inverse(z, *context)]
+    for ours, theirs in zip(half, exact, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_a_narrow_autoregressive_net_sees_latents_of_all_places() -> None:
+    """With fewer units than latents, the last latent still depends on early and late ones."""
+    flow, u = stirred(Autoregressive(40, 7)), torch.zeros(1, 40, requires_grad=True)
+    flow(u, torch.zeros(1, 7))[0][0, -1].backward()
+    seen = u.grad[0].nonzero().flatten().tolist()  # type: ignore[index]
+    assert {0, 20, 38, 39} <= set(seen)
 
 
 @pytest.mark.parametrize(("prior", "posterior"), PAIRS)

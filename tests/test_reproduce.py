@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import joblib
 import pytest
+import yaml
 from conftest import ROOT, tree
 from hydra import initialize_config_dir
 
 from vae.commands import cli, ledger, reproduce
-from vae.commands.reproduce import Claim, Rung, commands, interval, judge, ladder, verdict
+from vae.commands.reproduce import Claim, Rung, commands, judge, ladder, mean_and_error, verdict
 from vae.run import settings
 from vae.run.command import compose_settings
 from vae.run.keys import CONF
@@ -51,7 +53,10 @@ def test_every_rung_s_runs_compose_and_its_claims_name_them() -> None:
             for claim in one.claims:
                 assert {claim.of, claim.minus or claim.of} <= set(one.runs)
                 assert sum(bound is not None for bound in (claim.target, claim.below, claim.above)) == 1
-                assert (claim.minus is None) == (claim.target is not None)
+                assert claim.minus is None or claim.target is None
+                for name in claim.sides:
+                    made = settings.check(compose_settings(one.runs[name]))
+                    assert "nll" not in claim.metric or made.evaluation.samples > 0
 
 
 @pytest.mark.parametrize(
@@ -67,25 +72,23 @@ def test_every_rung_s_runs_compose_and_its_claims_name_them() -> None:
 )
 def test_verdicts_of_a_target(mean: float, better: str, expected: str) -> None:
     claim = Claim("test/nll", "a", target=86.0, tolerance=1.0, better=better)
-    assert verdict(claim, mean, 0.3, rung(), gpu=False) == expected
+    assert verdict(claim, mean, 0.3) == expected
 
 
 def test_a_difference_is_reproduced_only_where_its_interval_excludes_the_bound() -> None:
     claim = Claim("test/nll", "a", minus="b", below=0.0)
-    assert verdict(claim, -1.0, 0.9, rung(), False) == "reproduced"
-    assert verdict(claim, -1.0, 1.1, rung(), False) == "not reproduced"
-    assert verdict(claim, -1.0, None, rung(), False).startswith("undecided")
-    assert verdict(Claim("x", "a", minus="b", above=0.0), 2.0, 1.0, rung(), False) == "reproduced"
-    assert verdict(claim, None, None, rung(), False) == "not run"
-    assert verdict(claim, None, None, rung(minutes=None), False) == "not run: needs a GPU"
+    assert verdict(claim, -1.0, 0.9) == "reproduced"
+    assert verdict(claim, -1.0, 1.1) == "not reproduced"
+    assert verdict(claim, -1.0, None).startswith("undecided")
+    assert verdict(Claim("x", "a", minus="b", above=0.0), 2.0, 1.0) == "reproduced"
 
 
 def test_the_interval_is_student_s() -> None:
-    mean, error = interval([1.0, 2.0, 3.0], None)
+    mean, error = mean_and_error([1.0, 2.0, 3.0], None)
     assert mean == 2
     assert error == pytest.approx(4.302653 / 3**0.5)  # t of 2 degrees of freedom at 0.975
-    assert interval([5.0], 0.1) == (5.0, pytest.approx(0.196))
-    assert interval([], None) == (None, None)
+    assert mean_and_error([5.0], 0.1) == (5.0, pytest.approx(0.196))
+    assert mean_and_error([], None) == (None, None)
 
 
 def test_sigterm_stops_the_run_that_is_under_way(tmp_path: Path) -> None:
@@ -104,17 +107,42 @@ def test_sigterm_stops_the_run_that_is_under_way(tmp_path: Path) -> None:
     assert not is_locked(run)
 
 
+def end(folder: Path, name: str, seed: int, commit: str = "abc", **metrics: Any) -> None:
+    """Leaves the metrics of a run that has ended."""
+    place = folder / "T" / f"{name}-{seed}"
+    place.mkdir(parents=True, exist_ok=True)
+    counts = {"epochs": 1, "best_epoch": 1, "stopped_early": 0, "provenance": {"format": 2, "git_commit": commit}}
+    named = {name.replace("__", "/"): value for name, value in metrics.items()}
+    (place / "metrics.json").write_text(json.dumps(named | counts))
+
+
+DIFFERENCE = Claim("test/nll", "a", minus="b", below=0.0)
+
+
 def test_pairs_are_taken_seed_by_seed(tmp_path: Path) -> None:
     """Two runs whose difference is steady though both move with the seed; a seed that lacks its partner is left out."""
-    one = rung(runs={"a": [], "b": []}, claims=[Claim("test/nll", "a", minus="b", below=0.0)])
+    one = rung(runs={"a": [], "b": []}, claims=[DIFFERENCE])
+    commits = {"a": "abcdef0123", "b": "1234567890+changes"}
     for name, seed, nll in (("a", 0, 90.0), ("b", 0, 91.0), ("a", 1, 95.0), ("b", 1, 96.1), ("a", 2, 80.0)):
-        folder = tmp_path / "T" / f"{name}-{seed}"
-        folder.mkdir(parents=True)
-        metrics = {"test/nll": nll, "epochs": 1, "best_epoch": 1, "stopped_early": 0}
-        (folder / "metrics.json").write_text(json.dumps(metrics | {"provenance": {"format": 2, "git_commit": "abc"}}))
+        end(tmp_path, name, seed, commits[name], test__nll=nll)
     (row,) = judge(one, tmp_path, gpu=False)
-    assert (row.seeds, row.commits, row.verdict) == (2, "abc", "reproduced")
+    assert (row.seeds, row.commits, row.verdict) == (2, "12345678+changes abcdef01", "reproduced")
     assert row.obtained == pytest.approx(-1.05)
+
+
+def test_what_has_no_number_says_why(tmp_path: Path) -> None:
+    one = rung(runs={"a": [], "b": []}, claims=[DIFFERENCE], seeds=[0])
+    a = tmp_path / "T" / "a-0"
+    assert next(judge(one, tmp_path, gpu=False)).verdict == "not run"
+    assert next(judge(rung(minutes=None, claims=[DIFFERENCE]), tmp_path, gpu=False)).verdict == "not run: needs a GPU"
+    assert next(judge(one, tmp_path, gpu=False, failed={a})).verdict == "failed"
+    end(tmp_path, "a", 0, test__loss=1.0)
+    end(tmp_path, "b", 0, test__nll=1.0)
+    (row,) = judge(one, tmp_path, gpu=False)
+    assert (row.verdict, row.obtained, row.seeds) == ("no test/nll in these runs", None, 0)
+    end(tmp_path, "a", 0, test__nll=0.0, test__nll_samples=5000)
+    end(tmp_path, "b", 0, test__nll=1.0, test__nll_samples=500)
+    assert next(judge(one, tmp_path, gpu=False)).verdict == "not comparable: 500, 5000 importance samples"
 
 
 def test_a_budget_goes_to_what_ends_soonest_and_seeds_stay_whole(tmp_path: Path) -> None:
@@ -128,21 +156,24 @@ def test_a_budget_goes_to_what_ends_soonest_and_seeds_stay_whole(tmp_path: Path)
     assert order == ["a-0", "b-0", "a-1", "b-1", "d-0", "a-2", "b-2", "d-1", "d-2", "e-0"]
 
 
-def test_runs_at_a_time_share_the_cores_and_one_that_fails_stops_the_others(
+def test_runs_at_a_time_share_the_cores_and_one_that_fails_stops_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    forever = [one for one in TINY if not one.startswith(("trainer.max_epochs", "threads"))]
-    one = rung(
-        name="two",
-        seeds=[0],
-        runs={"long": [*forever, "trainer.max_epochs=100000"], "bad": [*TINY, "optimizer.lr=1e30"]},
-    )
-    monkeypatch.setattr(reproduce, "ladder", lambda: {"two": one})
-    assert vae(monkeypatch, "reproduce", "two", "--jobs", "2", "--out", str(tmp_path)) == 1
-    said = capsys.readouterr()
-    assert "bad-0: the run ended with exit code" in said.err
-    assert not is_locked(tmp_path / "two" / "long-0")
-    assert (tmp_path / "two" / "long-0" / "train.log").exists()
+    free = [one for one in TINY if not one.startswith("threads")]
+    runs = {"good": free, "bad": [*free, "optimizer.lr=1e30"], "better": free}
+    claims = [Claim("dev/loss", name, target=0.0) for name in runs]
+    one = rung(name="three", seeds=[0], runs=runs, claims=claims)
+    monkeypatch.setattr(reproduce, "ladder", lambda: {"three": one})
+    assert vae(monkeypatch, "reproduce", "three", "three", "--jobs", "2", "--out", str(tmp_path)) == 1
+    assert f"{tmp_path / 'three' / 'bad-0'}: failed" in capsys.readouterr().err
+    verdicts = {row["claim"]: row["verdict"] for row in json.loads((tmp_path / "reproduced.json").read_text())}
+    assert verdicts == {
+        "dev/loss, good": "not reproduced",
+        "dev/loss, bad": "failed",
+        "dev/loss, better": "not reproduced",
+    }
+    threads = json.loads((tmp_path / "three" / "good-0" / "metrics.json").read_text())["provenance"]["threads"]
+    assert threads == max(1, joblib.cpu_count() // 2)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +184,7 @@ def test_runs_at_a_time_share_the_cores_and_one_that_fails_stops_the_others(
         (("T0", "--budget", "soon"), "--budget=soon: must be a time above 0, for example 90s, 30m or 2h"),
         (("T0", "latent_dimm=3"), "latent_dimm"),
         (("T0", "latent_dim=0"), "latent_dim=0: must be"),
+        (("T0", "seed=7"), "seed=7: each rung sets its seeds"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_written(
@@ -204,8 +236,32 @@ def test_a_rung_is_trained_once_and_judged_and_its_runs_are_in_the_ledger(
     (group,) = ledger.ledger([str(out)])
     (row,) = ledger.ledger([str(out)])[group]
     assert row["run"].endswith("a-0")  # b has no nats
-    assert "GaussianHead; 3 samples" in group
+    assert "likelihood gaussian" in group
+    assert group.endswith("evaluation.samples 3")
     assert vae(monkeypatch, "ledger", str(out)) == 0
     assert group.split(";")[0] in capsys.readouterr().out
     assert vae(monkeypatch, "ledger", str(out), "--out", str(tmp_path / "nats.csv")) == 0
     assert (tmp_path / "nats.csv").read_text().startswith("group,run,NLL")
+
+
+def test_the_ledger_separates_what_does_not_compare_and_sorts_the_rest(tmp_path: Path) -> None:
+    def record(name: str, nll: float, samples: int = 500, *overrides: str) -> None:
+        folder = tmp_path / name
+        folder.mkdir()
+        given = ["data=digits", "likelihood=bernoulli", "data.binarize=dynamic", f"run_dir={folder}", *overrides]
+        with initialize_config_dir(CONF, version_base="1.3"):
+            plain = settings.check(compose_settings(given)).plain
+        (folder / "config.yaml").write_text(yaml.safe_dump(plain))
+        metrics = {"test/nll": nll, "test/nll_samples": samples, "epochs": 1, "best_epoch": 1, "stopped_early": 0}
+        origin = {"format": 2, "git_commit": None, "data_md5": "1"}
+        (folder / "metrics.json").write_text(json.dumps(metrics | {"provenance": origin}))
+
+    record("worse", 90.0, 500, "prior=flow")
+    record("better", 80.0, 500, "latent_dim=7")
+    record("more samples", 70.0, 5000)
+    record("labels", 60.0, 500, "model.conditional=true")
+    record("other split", 50.0, 500, "data.dev_size=100")
+    record("other binarisation", 40.0, 500, "data.binarize=static")
+    groups = [[Path(row["run"]).name for row in rows] for rows in ledger.ledger([str(tmp_path)]).values()]
+    assert ["better", "worse"] in groups
+    assert sorted(map(len, groups)) == [1, 1, 1, 1, 2]

@@ -206,7 +206,7 @@ def divergence(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
         kl = kl_divergence(q, p)
     except NotImplementedError:
         return -log_ratio(p, q, z).mean(0).unsqueeze(-1)
-    return kl.unsqueeze(-1) if q.event_shape else kl
+    return kl.unsqueeze(-1) if q.event_shape or p.event_shape else kl
 
 
 PER_LATENT, TOGETHER = "closed form, per latent", "closed form, of all latents together"
@@ -219,7 +219,7 @@ def kl_form(q: Distribution, p: Distribution) -> str:
         kl_divergence(q, p)
     except NotImplementedError:
         return MONTE_CARLO
-    return TOGETHER if q.event_shape else PER_LATENT
+    return TOGETHER if q.event_shape or p.event_shape else PER_LATENT
 
 
 # --- of x -------------------------------------------------------------------------------------------------------------

@@ -1,35 +1,41 @@
 """Invertible maps of R^D with the log of their Jacobian's determinant: (..., D) -> (..., D), (...)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def in_type_of(z: Tensor, out: Tensor) -> Tensor:
-    """A net's output as precise as z: under bf16-mixed, the determinants of many layers would be off by nats."""
-    return out.to(z.dtype)
+def at_least_float32(*tensors: Tensor) -> Iterator[Tensor]:
+    return (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors)
 
 
 class Chain(nn.ModuleList):
-    """Layer after layer; the latents change their order in between, so that each is moved in its turn."""
+    """Layer after layer; the latents change their order in between, so that each is moved in its turn.
+
+    Computed in float32 under bf16-mixed too: the roundings of many layers would put a density off by nats.
+    """
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         super().__init__(layers)
 
     def forward(self, u: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        u, *given = at_least_float32(u, *context)
         total = u.new_zeros(u.shape[:-1])
-        for layer in self:
-            u, log_det = layer(u.flip(-1), *context)
-            total = total + log_det
+        with torch.autocast(u.device.type, enabled=False):
+            for layer in self:
+                u, log_det = layer(u.flip(-1), *given)
+                total = total + log_det
         return u, total
 
     def inverse(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        z, *given = at_least_float32(z, *context)
         total = z.new_zeros(z.shape[:-1])
-        for layer in reversed(self):
-            z, log_det = layer.inverse(z, *context)  # type: ignore[operator]
-            z, total = z.flip(-1), total + log_det
+        with torch.autocast(z.device.type, enabled=False):
+            for layer in reversed(self):
+                z, log_det = layer.inverse(z, *given)  # type: ignore[operator]
+                z, total = z.flip(-1), total + log_det
         return z, total
 
 
@@ -48,7 +54,7 @@ class Coupling(nn.Module):
         self.net = nn.Sequential(nn.Linear(self.kept, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), out)
 
     def _scale_and_shift(self, kept: Tensor) -> tuple[Tensor, Tensor]:
-        raw, shift = in_type_of(kept, self.net(kept)).chunk(2, dim=-1)
+        raw, shift = self.net(kept).chunk(2, dim=-1)
         return 2 * torch.tanh(raw / 2), shift
 
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +90,9 @@ class Autoregressive(nn.Module):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         place = torch.arange(dim)  # of each latent in the order
-        degree = torch.arange(hidden) % (dim - 1)  # the last place that a hidden unit sees (Germain et al. 2015)
+        # the last place that each hidden unit sees (Germain et al. 2015): all in turn, or as many as there are units
+        units = torch.arange(hidden)
+        degree = units % (dim - 1) if hidden >= dim - 1 else (units + 1) * (dim - 1) // hidden - 1
         self.context = nn.Linear(hidden, hidden)
         self.first = MaskedLinear(degree[:, None] >= place[None])
         self.second = MaskedLinear(degree[:, None] >= degree[None])
@@ -95,7 +103,7 @@ class Autoregressive(nn.Module):
     def _gate_and_mean(self, u: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """log s and m, (..., D) each, for u (..., B, D) and context (B, hidden)."""
         h = F.elu(self.first(u) + self.context(context))
-        raw, mean = in_type_of(u, self.out(F.elu(self.second(h)))).chunk(2, dim=-1)
+        raw, mean = self.out(F.elu(self.second(h))).chunk(2, dim=-1)
         return F.logsigmoid(raw + 2), mean
 
     def forward(self, u: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:

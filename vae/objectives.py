@@ -22,7 +22,8 @@ class Terms:
 
     `kl` is (B, 1) where the prior or the posterior ties the latents together: see `distributions.divergence`.
     `per_image` (B,) is the loss of each image, for its standard error in evaluations. An objective with a term of the
-    whole batch has none: its loss on a split is the mean over validation's batches, without an error. `p` is p(x|z),
+    whole batch has none: its loss on a split is the mean over batches, without an error. It says `whole_batch = True`,
+    and is evaluated in batches as large as those of training. `p` is p(x|z),
     from which the likelihood may learn by other means than gradients.
     """
 
@@ -85,9 +86,11 @@ class ELBO:
         p = vae.decode(z)
         log_px = p.log_prob(x).mean(0)  # (B,)
         kl = divergence(q, vae.prior, z)  # (B, D) or (B, 1)
-        rate = kl.mean(0).clamp(min=self.free_bits).sum()
+        rate = kl.mean(0)
+        if self.free_bits:  # without them no floor: an estimate of a small KL may be below 0, and must stay unbiased
+            rate = rate.clamp(min=self.free_bits)
         beta = self.beta(step)
-        loss = beta * rate - log_px.mean()
+        loss = beta * rate.sum() - log_px.mean()
         # only an evaluation asks for it, and it would cost a training step seven hundredths of its time
         per_image = None if loss.requires_grad else beta * kl.sum(-1) - log_px
         return Terms(loss, log_px, kl, beta, self.free_bits, per_image, p)
@@ -133,6 +136,8 @@ class TotalCorrelation:
     beta 1 the parts add up to the ELBO's KL. A prior that ties its latents takes the place of prod_d p(z_d).
     """
 
+    whole_batch = True
+
     def __init__(self, beta: float | Schedule = 6.0) -> None:
         self.beta = as_schedule(beta)
 
@@ -157,6 +162,8 @@ class MMD:
     `mmd` is the paper's alpha + lambda - 1. The squared maximum mean discrepancy compares a draw of z for each image
     with as many draws of the prior, without bias, under the kernel exp(-|z - z'|^2 / (2 D)).
     """
+
+    whole_batch = True
 
     def __init__(self, alpha: float = 0.0, mmd: float = 1000.0) -> None:
         self.alpha, self.mmd = alpha, mmd

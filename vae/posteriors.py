@@ -4,6 +4,8 @@ A posterior says how many numbers (`features`) it takes from the encoder. Of its
 `rsample((K,))` -> z (K, B, D), `log_prob(z)` in nats as in `vae/priors.py`, and `mean` (B, D).
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -35,7 +37,11 @@ class Diagonal(Posterior):
 
 
 class Full(Posterior):
-    """N(mu, L L'), L lower triangular; the encoder gives mu, the log of L's squared diagonal, and what is below it."""
+    """N(mu, L L') with L = diag(sigma) (I + M / sqrt(D)), M strictly lower triangular.
+
+    The encoder gives mu, log sigma^2 and M. The factor lets it start near a diagonal Gaussian: D (D - 1) / 2 random
+    numbers would cost tens of nats at first.
+    """
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__(latent_dim, 2 * latent_dim + latent_dim * (latent_dim - 1) // 2)
@@ -44,9 +50,9 @@ class Full(Posterior):
         d = self.latent_dim
         mu, log_var, below = params.split([d, d, self.features - 2 * d], dim=-1)
         rows, columns = torch.tril_indices(d, d, -1, device=params.device)
-        scale = torch.diag_embed((0.5 * log_var).exp())
-        scale = scale.index_put((torch.arange(len(params), device=params.device)[:, None], rows, columns), below)
-        return FullNormal(mu, scale)
+        sigma, images = (0.5 * log_var).exp(), torch.arange(len(params), device=params.device)
+        below = sigma[:, rows] * below / math.sqrt(d)
+        return FullNormal(mu, torch.diag_embed(sigma).index_put((images[:, None], rows, columns), below))
 
 
 class IAF(Posterior):

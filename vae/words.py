@@ -23,3 +23,9 @@ def duration(seconds: float) -> str:
     if seconds < 99:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 99 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def short_commit(commit: str | None) -> str:
+    """Eight digits, with the mark of a tree that differed from them; empty outside a checkout."""
+    digest, mark, _ = (commit or "").partition("+changes")
+    return digest[:8] + mark

@@ -7,12 +7,13 @@ from typing import Any
 from vae.commands.output import as_csv, check_out
 from vae.errors import InputError
 from vae.files import replace
+from vae.run.compare import scale_of
 from vae.run.find import HOME
 from vae.run.sweep import RunRecord, list_runs
+from vae.words import short_commit
 
 Row = dict[str, Any]
 COLUMNS = ("NLL", "+-", "ELBO", "rate", "active", "prior", "posterior", "objective", "latents", "epochs", "seed")
-SPLIT = ("dev_size", "split", "split_seed")
 
 
 def main(folders: list[str] | None, out: str | None, force: bool) -> None:
@@ -32,7 +33,7 @@ def main(folders: list[str] | None, out: str | None, force: bool) -> None:
 
 
 def ledger(folders: Iterable[str]) -> dict[str, list[Row]]:
-    """What may be compared, in words -> its runs, best first; the best group's name comes in alphabetical order."""
+    """What may be compared, in words and alphabetical order -> its runs, best first."""
     groups: dict[str, list[Row]] = {}
     for record in list_runs(*folders):
         if record.settings and record.metrics and "test/nll" in record.metrics:
@@ -42,22 +43,8 @@ def ledger(folders: Iterable[str]) -> dict[str, list[Row]]:
 
 def group_of(record: RunRecord) -> str:
     """Numbers compare where all of this is the same: the images, their binarisation, the split, the kind of nats."""
-    assert record.settings is not None
-    assert record.metrics is not None
-    data, metrics = record.settings["data"], record.metrics
-    images = f"{data.get('name', part(data))} {str(metrics['provenance'].get('data_md5'))[:8]}"
-    split = ", ".join(f"{key} {data[key]}" for key in SPLIT if key in data)
-    density = {key: value for key, value in record.settings["likelihood"].items() if key.startswith("min_")}
-    bounded = "".join(f", {key} {value}" for key, value in density.items() if has_floor(record.settings["likelihood"]))
-    return (
-        f"{images}; binarize {data.get('binarize')}; {split}; {part(record.settings['likelihood'])}{bounded}; "
-        f"{metrics['test/nll_samples']} samples"
-    )
-
-
-def has_floor(likelihood: Row) -> bool:
-    """Whether a floor decides how far a density can rise."""
-    return likelihood.get("sigma", "pixel") == "pixel"
+    scale = scale_of("test/nll", record)
+    return "; ".join(f"{key.removeprefix('data.')} {value}" for key, value in scale.items() if value != "null")
 
 
 def part(node: Row) -> str:
@@ -81,7 +68,7 @@ def row_of(record: RunRecord) -> Row:
         "latents": s["latent_dim"],
         "epochs": m["epochs"],
         "seed": s["seed"],
-        "commit": str(m["provenance"].get("git_commit"))[:8],
+        "commit": short_commit(m["provenance"].get("git_commit")),
     }
 
 

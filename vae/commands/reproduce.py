@@ -1,8 +1,8 @@
 """`vae reproduce`: published numbers beside ours. Each rung of the ladder is a file of conf/reproduce/.
 
-A rung names its runs, each a list of overrides, and its claims. A claim is a metric of a run with a target and a
-tolerance, or a difference of two runs, seed by seed, that is to lie above or below a number. Imports no torch: runs
-are trained by train.py in processes of their own, so that a run that is there is continued, or read.
+A rung names its runs, each a list of overrides, and its claims. A claim is a metric of a run, or a difference of two
+runs, seed by seed; it has a target with a tolerance, or is to lie above or below a number. Imports no torch: runs are
+trained by train.py in processes of their own, so that a run that is there is continued, or read.
 """
 
 import json
@@ -25,13 +25,15 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from vae.errors import InputError, RunFailed, Stopped
+from vae.evaluation.statistics import interval
 from vae.files import replace
 from vae.run import settings
 from vae.run.command import compose_settings
 from vae.run.directory import NOT_IDENTITY, describe_differences, differences, read_metrics, read_settings
 from vae.run.keys import CONF, nearest
-from vae.words import digits
+from vae.words import digits, short_commit
 
+REFUSED = 2  # train.py's exit code for bad input
 PATIENCE = 60  # seconds that a run has to save and stop when the budget is spent
 Metrics = dict[str, Any]
 
@@ -50,6 +52,10 @@ class Claim:
     @property
     def name(self) -> str:
         return f"{self.metric}, {self.of}" + (f" - {self.minus}" if self.minus else "")
+
+    @property
+    def sides(self) -> list[str]:
+        return [self.of, self.minus] if self.minus else [self.of]
 
     @property
     def wanted(self) -> str:
@@ -98,7 +104,7 @@ def ladder() -> dict[str, Rung]:
 def chosen(names: Iterable[str], everything: bool) -> list[Rung]:
     """Raises InputError for a rung that there is not, and where none is named."""
     rungs = ladder()
-    names = list(rungs) if everything else list(names)
+    names = list(rungs) if everything else list(dict.fromkeys(names))
     if not names:
         raise InputError(f"vae reproduce: name rungs ({', '.join(rungs)}), or --all; --list says what they are")
     for name in names:
@@ -125,15 +131,20 @@ def reproduce(
     overrides: Sequence[str],
     gpu: bool,
     jobs: int,
-) -> list[Row]:
-    """Trains what is missing while the budget lasts, then writes reproduced.md and reproduced.json to `out`."""
+) -> tuple[list[Row], set[Path]]:
+    """Trains what is missing while the budget lasts, then writes reproduced.md and reproduced.json to `out`.
+
+    Returns the table, and the runs that failed. Raises InputError for bad input, before anything is trained.
+    """
     rungs, deadline, folder = chosen(names, everything), time.monotonic() + seconds(budget), Path(out)
+    require_free(overrides)
+    require_same(commands(rungs, folder, overrides))
     runs = commands([rung for rung in rungs if rung.minutes is not None or gpu], folder, overrides)
-    require_same(runs)
-    train([(directory, arguments) for directory, arguments in runs if finished(directory) is None], deadline, jobs)
-    rows = [row for rung in rungs for row in judge(rung, folder, gpu, changed(overrides))]
+    missing = [(directory, arguments) for directory, arguments in runs if finished(directory) is None]
+    failed = train(missing, deadline, jobs)
+    rows = [row for rung in rungs for row in judge(rung, folder, gpu, failed, changed(overrides))]
     write(rows, folder)
-    return rows
+    return rows, failed
 
 
 def commands(rungs: Sequence[Rung], folder: Path, overrides: Sequence[str]) -> list[tuple[Path, list[str]]]:
@@ -153,6 +164,13 @@ def commands(rungs: Sequence[Rung], folder: Path, overrides: Sequence[str]) -> l
 
 def place(folder: Path, rung: Rung, name: str, seed: int) -> Path:
     return folder / rung.name / f"{name}-{seed}"
+
+
+def require_free(overrides: Sequence[str]) -> None:
+    """Raises InputError for a key that the rungs set themselves, and would set again."""
+    for one in overrides:
+        if one.partition("=")[0].lstrip("+") in ("seed", "run_dir"):
+            raise InputError(f"{one}: each rung sets its seeds and its folders; leave it out, --out names their place")
 
 
 def require_same(runs: Sequence[tuple[Path, list[str]]]) -> None:
@@ -181,13 +199,14 @@ def finished(directory: Path) -> Metrics | None:
     return read_metrics(directory / "metrics.json")
 
 
-def train(runs: Sequence[tuple[Path, list[str]]], deadline: float, jobs: int) -> None:
-    """`jobs` runs at a time, which share the cores. A run that the deadline stops goes on at the next call.
+def train(runs: Sequence[tuple[Path, list[str]]], deadline: float, jobs: int) -> set[Path]:
+    """`jobs` runs at a time, which share the cores; those that failed are returned, when all others have ended.
 
-    Raises RunFailed if a run fails; the others under way save and stop, as they do on Ctrl-C and SIGTERM.
+    A run that the deadline, Ctrl-C or SIGTERM stops goes on at the next call. Raises RunFailed for a run that was
+    refused, since what refuses one, such as a data set that is not there, refuses all.
     """
     signal.signal(signal.SIGTERM, _stop)
-    waiting, working = deque(runs), dict[Path, subprocess.Popen[bytes]]()
+    waiting, working, failed = deque(runs), dict[Path, subprocess.Popen[bytes]](), set[Path]()
     try:
         while (waiting or working) and time.monotonic() < deadline:
             while waiting and len(working) < jobs:
@@ -195,12 +214,15 @@ def train(runs: Sequence[tuple[Path, list[str]]], deadline: float, jobs: int) ->
                 print(f"{directory}: trains", flush=True)
                 working[directory] = start(arguments, jobs)
             for directory in [directory for directory, process in working.items() if process.poll() is not None]:
-                if code := working.pop(directory).returncode:
-                    raise RunFailed(f"{directory}: the run ended with exit code {code}; its lines stand above")
-                print(f"{directory}: has ended", flush=True)
+                code = working.pop(directory).returncode
+                if code == REFUSED:
+                    raise RunFailed(f"{directory}: was refused; the line stands above")
+                print(f"{directory}: {f'failed with exit code {code}' if code else 'has ended'}", flush=True)
+                failed |= {directory} if code else set()
             time.sleep(0.1)
     finally:
         stop(working.values())
+    return failed
 
 
 def start(arguments: Sequence[str], jobs: int) -> "subprocess.Popen[bytes]":
@@ -231,16 +253,17 @@ def stop(processes: Collection["subprocess.Popen[bytes]"]) -> None:
             process.wait()
 
 
-def judge(rung: Rung, folder: Path, gpu: bool, changed: str = "") -> Iterator[Row]:
+def judge(rung: Rung, folder: Path, gpu: bool, failed: Collection[Path] = (), changed: str = "") -> Iterator[Row]:
     """A row for each claim, from the seeds whose runs have ended."""
     for claim in rung.claims:
-        own, others = ended(rung, folder, claim.of), ended(rung, folder, claim.minus or claim.of)
-        seeds = [seed for seed in own if seed in others]
-        values = [value_of(claim, own[seed], others[seed]) for seed in seeds]
-        single = own[seeds[0]].get(f"{claim.metric}_error") if len(seeds) == 1 and not claim.minus else None
-        mean, error = interval(values, single)
-        commits = sorted({str(own[seed]["provenance"].get("git_commit"))[:8] for seed in seeds})
-        written = [place(folder, rung, claim.of, seed).joinpath("metrics.json").stat().st_mtime for seed in seeds]
+        sides = [ended(rung, folder, name) for name in claim.sides]
+        seeds = [seed for seed in rung.seeds if all(seed in side for side in sides)]
+        shared = [side[seed] for seed in seeds for side in sides]
+        places = [place(folder, rung, name, seed) for name in claim.sides for seed in seeds]
+        written = [directory.joinpath("metrics.json").stat().st_mtime for directory in places]
+        fault = fault_of(claim, shared) if seeds else missing(rung, folder, gpu, failed)
+        values = [] if fault else [value_of(claim, [side[seed] for side in sides]) for seed in seeds]
+        mean, error = mean_and_error(values, shared[0].get(f"{claim.metric}_error") if len(shared) == 1 else None)
         yield Row(
             rung=rung.name,
             claim=claim.name + (f" ({changed})" if changed else ""),
@@ -248,9 +271,9 @@ def judge(rung: Rung, folder: Path, gpu: bool, changed: str = "") -> Iterator[Ro
             obtained=mean,
             error=error,
             seeds=len(values),
-            verdict=verdict(claim, mean, error, rung, gpu),
+            verdict=fault if mean is None else verdict(claim, mean, error),
             source=rung.source,
-            commits=" ".join(commits),
+            commits=" ".join(sorted({short_commit(metrics["provenance"].get("git_commit")) for metrics in shared})),
             date=time.strftime("%Y-%m-%d", time.gmtime(max(written))) if written else "",
         )
 
@@ -261,31 +284,41 @@ def ended(rung: Rung, folder: Path, name: str) -> dict[int, Metrics]:
     return {seed: metrics for seed, metrics in found.items() if metrics is not None}
 
 
-def value_of(claim: Claim, own: Metrics, other: Metrics) -> float:
-    return float(own[claim.metric]) - (float(other[claim.metric]) if claim.minus else 0.0)
+def missing(rung: Rung, folder: Path, gpu: bool, failed: Collection[Path]) -> str:
+    """Why no seed has all the runs of a claim."""
+    if any(place(folder, rung, name, seed) in failed for name in rung.runs for seed in rung.seeds):
+        return "failed"
+    return "not run: needs a GPU" if rung.minutes is None and not gpu else "not run"
 
 
-def interval(values: Sequence[float], single: float | None) -> tuple[float | None, float | None]:
+def fault_of(claim: Claim, runs: Sequence[Metrics]) -> str:
+    """Why these runs, though they have ended, have no number for the claim; empty where they have."""
+    if any(claim.metric not in metrics for metrics in runs):
+        return f"no {claim.metric} in these runs"
+    samples = sorted({metrics[f"{claim.metric}_samples"] for metrics in runs if f"{claim.metric}_samples" in metrics})
+    return f"not comparable: {', '.join(map(str, samples))} importance samples" if len(samples) > 1 else ""
+
+
+def value_of(claim: Claim, sides: Sequence[Metrics]) -> float:
+    ours, *others = (float(metrics[claim.metric]) for metrics in sides)
+    return ours - sum(others)
+
+
+def mean_and_error(values: Sequence[float], single: float | None) -> tuple[float | None, float | None]:
     """The mean and half of its 95 % interval: Student's over seeds, or of one run's images where it says its error."""
     if not values:
         return None, None
-    mean, count = sum(values) / len(values), len(values)
+    mean, _, high, count = interval(values)
     if count == 1:
         return mean, None if single is None else 1.96 * single
-    from scipy.stats import t
-
-    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
-    return mean, float(t.ppf(0.975, count - 1)) * spread / math.sqrt(count)
+    return mean, high - mean
 
 
-def verdict(claim: Claim, mean: float | None, error: float | None, rung: Rung, gpu: bool) -> str:
-    if mean is None:
-        return "not run: needs a GPU" if rung.minutes is None and not gpu else "not run"
+def verdict(claim: Claim, mean: float, error: float | None) -> str:
     if claim.target is None:
         if error is None:
             return "undecided: one seed has no interval"
-        low, high = mean - error, mean + error
-        holds = high < claim.below if claim.below is not None else low > (claim.above or 0.0)
+        holds = mean + error < claim.below if claim.below is not None else mean - error > (claim.above or 0.0)
         return "reproduced" if holds else "not reproduced"
     ahead = claim.target - mean if claim.better == "lower" else mean - claim.target
     if ahead > claim.tolerance:
@@ -307,8 +340,9 @@ def write(rows: Sequence[Row], folder: Path) -> None:
     """The table as Markdown, of numbers that were obtained, and as JSON."""
     lines = [
         "# Reproduced", "",
-        "Made by `vae reproduce`. A target is a published number with the tolerance that we allow, or a bound on a",
-        "difference between two of our models, seed by seed. +- is half of a 95 % interval.", "",
+        "Made by `vae reproduce`. A target is a number with the tolerance that we allow, or a bound on one of our",
+        "numbers or on a difference between two of our models, seed by seed. +- is half of a 95 % interval: over",
+        "seeds, or over test images where there is one seed.", "",
         f"| {' | '.join((*HEAD, 'commit', 'date'))} |", f"|{'---|' * (len(HEAD) + 2)}",
         *(f"| {' | '.join((*cells(row), row.commits, row.date))} |" for row in rows),
     ]  # fmt: skip
@@ -352,6 +386,8 @@ def main(names: Sequence[str], everything: bool, listing: bool, budget: str | No
     wanted = chosen(rungs, everything)
     seconds(budget)
     gpu = any(rung.minutes is None for rung in wanted) and has_gpu()
-    rows = reproduce([rung.name for rung in wanted], False, budget, out, overrides, gpu, jobs)
+    rows, failed = reproduce([rung.name for rung in wanted], False, budget, out, overrides, gpu, jobs)
     show([cells(row) for row in rows], HEAD)
     print(f"written: {out}/reproduced.md, {out}/reproduced.json; to train what is missing, give the command again")
+    if failed:
+        raise RunFailed(f"{', '.join(map(str, sorted(failed)))}: failed; see the lines above and train.log there")

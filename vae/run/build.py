@@ -17,6 +17,7 @@ from vae.networks import Shape
 from vae.noise import derive
 from vae.run.keys import Plain, Settings, leaves
 from vae.run.memory import require_memory
+from vae.run.own_parts import import_target
 from vae.run.settings import watched_by_plateau
 from vae.training.lit import LitVAE
 
@@ -52,6 +53,8 @@ def instantiate_part(group: str, node: Mapping[str, Any]) -> Any:
 
 def build_data(settings: Settings) -> ImageDataModule:
     data = instantiate_part("data", settings.plain["data"])
+    if getattr(import_target("objective", settings.objective.target), "whole_batch", False):
+        data.eval_batch_size = data.batch_size  # its loss depends on the batch: train and dev are to compare
     data.prepare_data()
     data.setup()
     return data

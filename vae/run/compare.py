@@ -226,6 +226,7 @@ def scale_of(metric: str, record: RunRecord) -> dict[str, str]:
         return scale | {"evaluation.generated": show(plain["evaluation"].get("generated"))}
     if name in IN_NATS:
         scale |= _likelihood_scale(plain["likelihood"])
+        scale |= {"model.conditional": "true"} if plain["model"].get("conditional") else {}  # nats of x given its label
     if name == "loss":
         scale |= {"objective": option_of("objective", plain["objective"].get("_target_"))}
         scale |= {key: show(value) for key, value in leaves(plain["objective"], "objective.") if key[-1] != "_"}

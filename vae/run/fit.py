@@ -11,7 +11,7 @@ from hydra import initialize_config_dir
 from vae.errors import InputError
 from vae.files import whole_file
 from vae.run import command, settings
-from vae.run.build import build_data, build_model
+from vae.run.build import build
 from vae.run.directory import Run
 from vae.run.find import HOME
 from vae.run.keys import CONF, Settings, show
@@ -34,12 +34,17 @@ def fit(
     file = directory.with_name(f"{directory.name}.npz")
     given = [*overrides, *(f"{name}={show(value)}" for name, value in keys.items())]
     s = compose(["data=npz", f"data.path={file}", f"run_dir={directory}", *given])
-    keep(file, {"images": np.asarray(images)} | ({} if labels is None else {"labels": np.asarray(labels)}))
+    new = keep(file, {"images": np.asarray(images)} | ({} if labels is None else {"labels": np.asarray(labels)}))
     run = Run(directory, s)
-    run.check()
-    if not run.is_finished:
-        data = build_data(s)
-        lit = build_model(s, data)
+    try:
+        run.check()
+        built = None if run.is_finished else build(s)
+    except InputError:
+        if new:
+            file.unlink()
+        raise
+    if built:
+        lit, data = built
         with run.open(), prepared_trainer(run, lit, data) as (trainer, history):
             trainer.fit(lit, datamodule=data, ckpt_path=run.resume_from, weights_only=True)
             evaluate_and_write(run, lit, data, trainer, history)
@@ -53,12 +58,13 @@ def compose(overrides: list[str]) -> Settings:
         return settings.check(command.compose_settings(overrides))
 
 
-def keep(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Raises InputError where another run's images are there already."""
+def keep(file: Path, arrays: dict[str, np.ndarray]) -> bool:
+    """Whether the file is new; raises InputError where another run's images are there already."""
     if file.exists():
         with np.load(file, allow_pickle=False) as found:
             if found.files != list(arrays) or any(not np.array_equal(found[name], arrays[name]) for name in arrays):
                 raise InputError(f"{file}: holds other images than these; name another run_dir")
-        return
+        return False
     with whole_file(file) as written:
         np.savez_compressed(written, **arrays)  # type: ignore[arg-type]  # it takes arrays by any name
+    return True

@@ -1,8 +1,10 @@
 """This process: its rank, its Slurm job, its log."""
 
+import functools
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -96,3 +98,17 @@ def log_file() -> str | None:
     """Where the lines of the run under way are written, or None before it has a directory."""
     files = [h.baseFilename for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
     return os.path.relpath(files[0]) if files else None
+
+
+@functools.cache  # a process runs the code that it began with, also in a sweep's later jobs
+def git_commit() -> str | None:
+    """The project's commit, with `+changes` where the tree differs from it; None outside a git checkout."""
+    root = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain").strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,8 +1,6 @@
 """Where numbers come from: versions, commit, data, device."""
 
-import functools
 import platform
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +10,7 @@ import torch
 
 from vae.data.module import ImageDataModule
 from vae.run.keys import Settings
+from vae.run.process import git_commit
 
 FORMAT = 2  # of metrics.json: epochs count from 1, and `neg_elbo` or `unweighted_loss` is what was `bound`
 
@@ -29,17 +28,3 @@ def provenance(settings: Settings, data: ImageDataModule, device: torch.device) 
         "threads": torch.get_num_threads(),
         "command": " ".join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
     }
-
-
-@functools.cache  # the code of this process, also of a sweep's later jobs
-def git_commit() -> str | None:
-    """The project's commit, with `+changes` where the tree differs from it; None outside a git checkout."""
-    root = Path(__file__).parents[2]
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
-
-    try:
-        return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain").strip() else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -125,10 +125,15 @@ def _check_data(data: Plain) -> None:
 def _check_likelihood(s: Settings) -> None:
     """What depends on the class of the likelihood. The default needs no check, which would import torch."""
     target, iwae = s.likelihood.target, s.objective.target == "vae.objectives.IWAE"
-    if target in ERRORS and s.callbacks.monitor not in ("dev/elbo", "dev/neg_elbo"):
-        if not iwae:
-            return
+    needs_nats = iwae or s.evaluation.annealing or s.callbacks.monitor in ("dev/elbo", "dev/neg_elbo")
+    if target in ERRORS and not needs_nats:
+        return
     head = import_target("likelihood", target)
+    if s.evaluation.annealing and not head.normalised:
+        raise InputError(
+            f"evaluation.annealing={s.evaluation.annealing}: {head.__name__} has no NLL; take a likelihood in "
+            "nats, or evaluation.annealing=0"
+        )
     if head.normalised and s.callbacks.monitor == "dev/unweighted_loss":
         raise InputError("callbacks.monitor=dev/unweighted_loss: the likelihood is normalised; take dev/neg_elbo")
     if not head.normalised and s.callbacks.monitor in ("dev/elbo", "dev/neg_elbo"):

@@ -24,6 +24,7 @@ from vae.files import writable
 from vae.run.build import instantiate_part
 from vae.run.directory import NOT_IDENTITY, Run
 from vae.run.load import check_data, check_origin
+from vae.run.process import git_commit
 from vae.run.settings import caption, monitored
 from vae.training import checkpoints
 from vae.training.callbacks import EpochLine, QuietBar
@@ -108,6 +109,7 @@ def describe(lit: LitVAE) -> str:
 def prepared_trainer(run: Run, lit: LitVAE, data: ImageDataModule) -> Iterator[tuple[Trainer, History]]:
     """A trainer that begins or continues the run; inside the block, signals stop it between two steps."""
     settings = run.settings
+    git_commit()  # is remembered: the checkout may change in the hours that follow
     if settings.threads:
         torch.set_num_threads(settings.threads)
     start = run.resume_from
