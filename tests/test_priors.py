@@ -163,6 +163,15 @@ def test_the_words_for_the_kl_are_those_of_its_form() -> None:
     assert kl_form(diagonal, build("mixture").prior) == MONTE_CARLO
 
 
+def test_an_estimated_kl_below_zero_counts_as_it_is() -> None:
+    """A floor of 0 under one draw's estimate would bias the loss upwards, and stop the gradient of the KL."""
+    vae, x = build("vamp", "full"), images(2)
+    below = [terms for terms in (ELBO()(vae, x, 0) for _ in range(50)) if terms.kl.mean() < 0]
+    assert below
+    for terms in below:
+        torch.testing.assert_close(terms.loss, -terms.elbo.mean())
+
+
 class Joint(MultivariateNormal):
     """A prior of someone's own, of event (D,)."""
 
