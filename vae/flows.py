@@ -1,14 +1,10 @@
 """Invertible maps of R^D with the log of their Jacobian's determinant: (..., D) -> (..., D), (...)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-def at_least_float32(*tensors: Tensor) -> Iterator[Tensor]:
-    return (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors)
 
 
 class Chain(nn.ModuleList):
@@ -21,20 +17,18 @@ class Chain(nn.ModuleList):
         super().__init__(layers)
 
     def forward(self, u: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
-        u, *given = at_least_float32(u, *context)
         total = u.new_zeros(u.shape[:-1])
         with torch.autocast(u.device.type, enabled=False):
             for layer in self:
-                u, log_det = layer(u.flip(-1), *given)
+                u, log_det = layer(u.flip(-1), *context)
                 total = total + log_det
         return u, total
 
     def inverse(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
-        z, *given = at_least_float32(z, *context)
         total = z.new_zeros(z.shape[:-1])
         with torch.autocast(z.device.type, enabled=False):
             for layer in reversed(self):
-                z, log_det = layer.inverse(z, *given)  # type: ignore[operator]
+                z, log_det = layer.inverse(z, *context)  # type: ignore[operator]
                 z, total = z.flip(-1), total + log_det
         return z, total
 
@@ -90,9 +84,7 @@ class Autoregressive(nn.Module):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         place = torch.arange(dim)  # of each latent in the order
-        # the last place that each hidden unit sees (Germain et al. 2015): all in turn, or as many as there are units
-        units = torch.arange(hidden)
-        degree = units % (dim - 1) if hidden >= dim - 1 else (units + 1) * (dim - 1) // hidden - 1
+        degree = torch.arange(hidden) % (dim - 1)  # the last place that a hidden unit sees (Germain et al. 2015)
         self.context = nn.Linear(hidden, hidden)
         self.first = MaskedLinear(degree[:, None] >= place[None])
         self.second = MaskedLinear(degree[:, None] >= degree[None])

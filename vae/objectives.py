@@ -23,8 +23,8 @@ class Terms:
     `kl` is (B, 1) where the prior or the posterior ties the latents together: see `distributions.divergence`.
     `per_image` (B,) is the loss of each image, for its standard error in evaluations. An objective with a term of the
     whole batch has none: its loss on a split is the mean over batches, without an error. It says `whole_batch = True`,
-    and is evaluated in batches as large as those of training. `p` is p(x|z),
-    from which the likelihood may learn by other means than gradients.
+    and is evaluated in batches as large as those of training. `p` is p(x|z), from which the likelihood may learn by
+    other means than gradients.
     """
 
     loss: Tensor

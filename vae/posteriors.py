@@ -5,6 +5,7 @@ A posterior says how many numbers (`features`) it takes from the encoder. Of its
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +41,10 @@ class Full(Posterior):
     """N(mu, L L') with L = diag(sigma) (I + M / sqrt(D)), M strictly lower triangular.
 
     The encoder gives mu, log sigma^2 and M. The factor lets it start near a diagonal Gaussian: D (D - 1) / 2 random
-    numbers would cost tens of nats at first.
+    numbers would cost tens of nats at first. A checkpoint of version 1 had L = diag(sigma) + M, and keeps it.
     """
+
+    _version = 2  # torch writes it beside the weights
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__(latent_dim, 2 * latent_dim + latent_dim * (latent_dim - 1) // 2)
@@ -51,8 +54,13 @@ class Full(Posterior):
         mu, log_var, below = params.split([d, d, self.features - 2 * d], dim=-1)
         rows, columns = torch.tril_indices(d, d, -1, device=params.device)
         sigma, images = (0.5 * log_var).exp(), torch.arange(len(params), device=params.device)
-        below = sigma[:, rows] * below / math.sqrt(d)
+        if self._version > 1:
+            below = sigma[:, rows] * below / math.sqrt(d)
         return FullNormal(mu, torch.diag_embed(sigma).index_put((images[:, None], rows, columns), below))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+        self._version = local_metadata.get("version", self._version)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
 
 class IAF(Posterior):
