@@ -2,9 +2,11 @@
 
 import json
 import re
+import resource
 import shutil
 import sys
 from pathlib import Path
+from platform import libc_ver
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from vae.run import results
 from vae.run.build import build
 from vae.run.directory import Run, read_settings
 from vae.run.load import load_run
+from vae.run.memory import call_glibc, freed_memory_kept
 from vae.run.settings import read
 from vae.run.table import closing_lines, print_results, show_result, table_rows, written
 from vae.training import checkpoints
@@ -341,3 +344,22 @@ def test_configuration_of_a_stranger_runs_no_code(run: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"os\.mkdir"):
         load_run(run)
     assert not (tmp_path / "planted").exists()
+
+
+@pytest.mark.skipif(libc_ver()[0] != "glibc", reason="what is tuned is glibc's malloc")
+def test_an_evaluation_keeps_the_pages_of_large_tensors() -> None:
+    """Outside, each tensor above glibc's greatest threshold is new pages, which the system clears."""
+
+    def page_faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(20):
+            torch.ones(2**24)  # 64 MiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    outside = page_faults()
+    with freed_memory_kept():
+        page_faults()
+        kept = page_faults()
+    assert kept < outside / 10
+    assert page_faults() > outside / 2
+    call_glibc("no_such_call", 0)  # other systems' libraries

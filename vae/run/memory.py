@@ -1,7 +1,10 @@
-"""Whether a model fits into this machine's memory, before it is built."""
+"""This machine's memory: whether a model fits into it, before it is built; what becomes of memory that is freed."""
 
+import ctypes
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -10,6 +13,8 @@ from torch import nn
 from vae.errors import InputError
 
 COPIES = 4  # each weight, its gradient, and Adam's two moments
+MIB = 2**20
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # the numbers of mallopt's options
 
 
 def require_memory(build: Callable[[], nn.Module], keys: dict[str, Any]) -> None:
@@ -31,3 +36,30 @@ def require_memory(build: Callable[[], nn.Module], keys: dict[str, Any]) -> None
             f"{given}: the parameters take {total / 1e9:,.0f} GB ({largest} alone {sizes[largest] / 1e9:,.0f}), "
             f"training takes {COPIES} times as much, and this machine has {machine / 1e9:,.0f} GB; lower these keys"
         )
+
+
+def trim_memory() -> None:
+    """Freed memory goes back to the system: glibc keeps it, and the evaluation's would come on top of training's."""
+    gc.collect()
+    call_glibc("malloc_trim", 0)
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Large tensors take each other's pages, which else are given back and asked for again at every layer.
+
+    That is a quarter of a convolutional decoder's time. Afterwards the thresholds are those to which glibc itself
+    raises them once large tensors have been freed.
+    """
+    call_glibc("mallopt", M_MMAP_THRESHOLD, 1024 * MIB)
+    call_glibc("mallopt", M_TRIM_THRESHOLD, 1024 * MIB)
+    try:
+        yield
+    finally:
+        call_glibc("mallopt", M_MMAP_THRESHOLD, 32 * MIB)
+        call_glibc("mallopt", M_TRIM_THRESHOLD, 64 * MIB)
+
+
+def call_glibc(name: str, *arguments: int) -> None:
+    with suppress(AttributeError, OSError, TypeError):  # other systems' libraries have no such call, and no such need
+        getattr(ctypes.CDLL(None), name)(*arguments)

@@ -1,10 +1,7 @@
 """The end of a run: the best checkpoint is evaluated, drawn and written down; metrics.json is the last file."""
 
-import ctypes
-import gc
 import json
 import logging
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from vae.evaluation.gallery import Subject, draw_figure, names_of
 from vae.run.directory import Run, write
 from vae.run.keys import Settings
 from vae.run.load import load_weights
+from vae.run.memory import freed_memory_kept, trim_memory
 from vae.run.process import in_a_sweep
 from vae.run.provenance import provenance
 from vae.run.settings import caption
@@ -97,6 +95,7 @@ def history_of(run: Run) -> History:
     return history
 
 
+@freed_memory_kept()
 def evaluate(
     lit: LitVAE, data: ImageDataModule, settings: Settings, step: int
 ) -> tuple[dict[str, float], Generated | None]:
@@ -186,10 +185,3 @@ def evaluate_and_write(run: Run, lit: LitVAE, data: ImageDataModule, trainer: Tr
     result = finish(run, lit, data, history, trainer)
     trim_memory()
     return result
-
-
-def trim_memory() -> None:
-    """Freed memory goes back to the system: glibc keeps it, and the evaluation's would come on top of training's."""
-    gc.collect()
-    with suppress(AttributeError, OSError, TypeError):  # other systems' libraries have no such call, and no such need
-        ctypes.CDLL(None).malloc_trim(0)
