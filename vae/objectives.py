@@ -186,7 +186,8 @@ def squared_mmd(a: Tensor, b: Tensor) -> Tensor:
     n, dim = a.shape
     if n == 1:
         return a.sum() * 0
-    both = torch.cat([a, b])
-    near = torch.exp(-(both[:, None] - both[None]).square().sum(-1) / (2 * dim))  # (2N, 2N)
-    within = (near[:n, :n].sum() + near[n:, n:].sum() - 2 * n) / (n * (n - 1))
-    return within - 2 * near[:n, n:].mean()
+    both = torch.cat([a, b]).double()  # large terms cancel
+    lengths = both.square().sum(-1)
+    near = torch.exp((both @ both.T - (lengths[:, None] + lengths) / 2) / dim)  # (2N, 2N)
+    within = (near[:n, :n].sum() + near[n:, n:].sum() - near.trace()) / (n * (n - 1))
+    return (within - 2 * near[:n, n:].mean()).to(a)

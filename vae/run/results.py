@@ -74,7 +74,10 @@ def training_metrics(history: History, epoch: int) -> dict[str, float]:
 def reevaluate(run: Run, lit: LitVAE, data: ImageDataModule, which: str) -> None:
     """The evaluation of a run that is there, under `run.settings`; what training measured of itself is kept."""
     if run.metrics is None:
-        raise InputError(f"{run.directory}: is not finished (no metrics.json); its command continues it")
+        raise InputError(
+            f"{run.directory}: is not finished (no metrics.json); its command continues it, with other keys of "
+            "evaluation too"
+        )
     with run.lock():
         checkpoint = checkpoints.load(run.checkpoint(which))
         history = history_of(run)
