@@ -130,6 +130,17 @@ def test_pairs_are_taken_seed_by_seed(tmp_path: Path) -> None:
     assert row.obtained == pytest.approx(-1.05)
 
 
+def test_a_row_names_the_commits_that_trained(tmp_path: Path) -> None:
+    """Beside that which evaluated, where the run was continued by other code."""
+    end(tmp_path, "a", 0, "abcdef0123", test__nll=1.0)
+    file = tmp_path / "T" / "a-0" / "metrics.json"
+    found = json.loads(file.read_text())
+    found["provenance"]["training_commits"] = ["1234567890", "abcdef0123"]
+    file.write_text(json.dumps(found))
+    (row,) = judge(rung(runs={"a": []}, claims=[Claim("test/nll", "a", below=2.0)], seeds=[0]), tmp_path, gpu=False)
+    assert row.commits == "12345678 abcdef01"
+
+
 def test_what_has_no_number_says_why(tmp_path: Path) -> None:
     one = rung(runs={"a": [], "b": []}, claims=[DIFFERENCE], seeds=[0])
     a = tmp_path / "T" / "a-0"

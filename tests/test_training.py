@@ -109,6 +109,25 @@ def test_same_seed_gives_the_same_numbers_and_another_seed_others(undisturbed: P
     assert all(other[name] != fixed[name] for name in ("dev/loss", "dev/kl", "test/loss", "test/reconstruction"))
 
 
+def test_a_run_tells_which_commits_trained_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two commits train an epoch each; a third evaluates what is trained to its end."""
+
+    def sitting(commit: str, *overrides: str) -> dict[str, Any]:
+        for place in ("trainer", "provenance"):
+            monkeypatch.setattr(f"vae.run.{place}.git_commit", lambda: commit)
+        train(*TWO_EPOCHS, *overrides, f"run_dir={tmp_path}/run")
+        return json.loads((tmp_path / "run" / "metrics.json").read_text())["provenance"]
+
+    origin = sitting("aaa", "trainer.max_epochs=1")
+    assert origin["git_commit"] == "aaa"
+    assert "training_commits" not in origin
+    origin = sitting("bbb")
+    assert (origin["git_commit"], origin["training_commits"]) == ("bbb", ["aaa", "bbb"])
+    (tmp_path / "run" / "metrics.json").unlink()
+    origin = sitting("ccc")
+    assert (origin["git_commit"], origin["training_commits"]) == ("ccc", ["aaa", "bbb"])
+
+
 def test_metrics_are_flat_numbers_with_their_origin(undisturbed: Path) -> None:
     found = json.loads((undisturbed / "metrics.json").read_text())
     origin = found.pop("provenance")

@@ -273,9 +273,15 @@ def judge(rung: Rung, folder: Path, gpu: bool, failed: Collection[Path] = (), ch
             seeds=len(values),
             verdict=fault if mean is None else verdict(claim, mean, error),
             source=rung.source,
-            commits=" ".join(sorted({short_commit(metrics["provenance"].get("git_commit")) for metrics in shared})),
+            commits=" ".join(sorted({commit for metrics in shared for commit in commits_of(metrics)})),
             date=time.strftime("%Y-%m-%d", time.gmtime(max(written))) if written else "",
         )
+
+
+def commits_of(metrics: Metrics) -> set[str]:
+    """Of the code that trained the model and that evaluated it; runs of older versions name the second alone."""
+    origin = metrics["provenance"]
+    return {short_commit(commit) for commit in (origin.get("git_commit"), *origin.get("training_commits", []))}
 
 
 def ended(rung: Rung, folder: Path, name: str) -> dict[int, Metrics]:

@@ -2,6 +2,7 @@
 
 import platform
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,18 @@ from vae.run.process import git_commit
 FORMAT = 2  # of metrics.json: epochs count from 1, and `neg_elbo` or `unweighted_loss` is what was `bound`
 
 
-def provenance(settings: Settings, data: ImageDataModule, device: torch.device) -> dict[str, Any]:
+def provenance(
+    settings: Settings, data: ImageDataModule, device: torch.device, commits: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Of numbers that this process takes; `commits` trained the model, and are named where not this one alone did."""
     names = ("torch", "lightning", "torchvision", "numpy", "hydra-core", "scikit-learn")
     cuda = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    commit = git_commit()
     return {
         "format": FORMAT,
         "seed": settings.seed,
-        "git_commit": git_commit(),
+        "git_commit": commit,
+        **({"training_commits": list(commits)} if set(commits) - {commit} else {}),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
         "data_md5": data.md5,
         "device": cuda or f"{device.type}, {platform.machine()}",

@@ -55,7 +55,7 @@ def finish(run: Run, lit: LitVAE, data: ImageDataModule, history: History, train
     writer = writer_of(trainer)
     if writer is not None:
         tensorboard(writer, run, lit, data, metrics, drawn)
-    write_metrics(run, metrics, provenance(run.settings, data, lit.device))
+    write_metrics(run, metrics, provenance(run.settings, data, lit.device, history.commits))
     return show_result(run)
 
 
@@ -87,7 +87,7 @@ def reevaluate(run: Run, lit: LitVAE, data: ImageDataModule, which: str) -> None
         kept |= training_metrics(history, int(epoch))
         drawn = draw(run, lit, data, history, generated, which)
         log.info("%d figures drawn", len(drawn))
-        origin = provenance(run.settings, data, lit.device) | {"checkpoint": which}
+        origin = provenance(run.settings, data, lit.device, history.commits) | {"checkpoint": which}
         print_results(run, write_metrics(run, metrics | kept, origin, which))
 
 

@@ -109,7 +109,7 @@ def describe(lit: LitVAE) -> str:
 def prepared_trainer(run: Run, lit: LitVAE, data: ImageDataModule) -> Iterator[tuple[Trainer, History]]:
     """A trainer that begins or continues the run; inside the block, signals stop it between two steps."""
     settings = run.settings
-    git_commit()  # is remembered: the checkout may change in the hours that follow
+    history = History(git_commit())  # asked now: the checkout may change in the hours that follow
     if settings.threads:
         torch.set_num_threads(settings.threads)
     start = run.resume_from
@@ -122,7 +122,7 @@ def prepared_trainer(run: Run, lit: LitVAE, data: ImageDataModule) -> Iterator[t
     state = 3 * sum(value.nbytes for value in lit.state_dict().values())  # weights, and Adam's two moments
     writable(run.checkpoint_directory, 2 * state if start is None else state)  # best and last, or one of them again
     log.info("%s; %d training and %d dev images", describe(lit), len(data.train), len(data.dev))
-    history, last = History(), SaveLast(run.checkpoint_directory, settings.callbacks.checkpoint_minutes)
+    last = SaveLast(run.checkpoint_directory, settings.callbacks.checkpoint_minutes)
     dashboard = Dashboard(
         history,
         settings.callbacks.figures_every,

@@ -40,10 +40,13 @@ class EventFileLogger(TensorBoardLogger):
 class History(Callback):
     """One row of metrics for each epoch, kept in the checkpoint, so that a resumed run knows its whole curve.
 
-    Put first, since the others read it. `seconds` counts training and validation, over all the run's sittings.
+    Put first, since the others read it. `seconds` counts training and validation, over all the run's sittings;
+    `commits` are those of the code that trained it, one after the other.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, commit: str | None = None) -> None:
+        self.commit = commit
+        self.commits: list[str] = []
         self.rows: list[dict[str, float]] = []
         self.kl_per_latent: list[float] = []
         self.earlier = 0.0
@@ -56,6 +59,11 @@ class History(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.since = time.perf_counter()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Not where a run that is trained to its end is opened again, to be evaluated."""
+        if self.commit is not None and self.commit not in self.commits:
+            self.commits = [*self.commits, self.commit]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.earlier, self.since = self.seconds, None
@@ -80,8 +88,15 @@ class History(Callback):
         return [(int(row["epoch"]), row[name]) for row in self.rows if name in row]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "kl": self.kl_per_latent, "seconds": self.seconds, "images": self.images}
+        return {
+            "rows": self.rows,
+            "kl": self.kl_per_latent,
+            "seconds": self.seconds,
+            "images": self.images,
+            "commits": self.commits,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.kl_per_latent = list(state_dict["rows"]), list(state_dict["kl"])
         self.earlier, self.images = state_dict["seconds"], state_dict["images"]
+        self.commits = list(state_dict.get("commits", []))  # runs of older versions do not say
