@@ -510,6 +510,14 @@ def test_mmd_by_hand() -> None:
     assert squared_mmd(a, b).item() == pytest.approx(expected)
 
 
+def test_mmd_does_not_depend_on_where_both_lie() -> None:
+    """Its squares come from matrix products, which cancel badly in float32."""
+    a, b = torch.randn(40, D), torch.randn(40, D) + 0.5
+    shift = 1024.0  # of which float32 keeps four digits after the point
+    a, b = (a + shift) - shift, (b + shift) - shift
+    assert squared_mmd(a + shift, b + shift).item() == pytest.approx(squared_mmd(a, b).item(), rel=1e-5)
+
+
 def test_infovae_weighs_the_kl_and_the_discrepancy() -> None:
     vae, x, step = build(), images(6), 0
     noise = {(1, 6, D): torch.randn(1, 6, D)}

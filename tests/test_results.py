@@ -346,8 +346,11 @@ def test_configuration_of_a_stranger_runs_no_code(run: Path, tmp_path: Path) -> 
     assert not (tmp_path / "planted").exists()
 
 
-@pytest.mark.skipif(libc_ver()[0] != "glibc", reason="what is tuned is glibc's malloc")
-def test_an_evaluation_keeps_the_pages_of_large_tensors() -> None:
+KEEPS = libc_ver()[0] == "glibc" and tuple(map(int, libc_ver()[1].split("."))) >= (2, 35)
+
+
+@pytest.mark.skipif(not KEEPS, reason="older malloc libraries do not keep large tensors' pages")
+def test_pages_of_large_tensors_are_kept() -> None:
     """Outside, each tensor above glibc's greatest threshold is new pages, which the system clears."""
 
     def page_faults() -> int:
@@ -362,4 +365,16 @@ def test_an_evaluation_keeps_the_pages_of_large_tensors() -> None:
         kept = page_faults()
     assert kept < outside / 10
     assert page_faults() > outside / 2
-    call_glibc("no_such_call", 0)  # other systems' libraries
+
+
+def test_evaluation_keeps_pages_and_ends_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("vae.run.memory.call_glibc", lambda name, *_: calls.append(name))
+    monkeypatch.setattr(estimates, "latent_metrics", lambda *_: calls.append("evaluation") or {})
+    one = load_run(run)
+    results.evaluate(one.lit, one.data, one.settings, 1)
+    assert calls == ["mallopt", "mallopt", "evaluation", "mallopt", "mallopt"]
+
+
+def test_other_systems_have_no_such_calls() -> None:
+    call_glibc("no_such_call", 0)

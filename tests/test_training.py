@@ -128,6 +128,25 @@ def test_a_run_tells_which_commits_trained_it(tmp_path: Path, monkeypatch: pytes
     assert (origin["git_commit"], origin["training_commits"]) == ("ccc", ["aaa", "bbb"])
 
 
+@pytest.mark.parametrize("commit", ["bbb", None])
+def test_a_run_whose_first_commit_is_not_known_does_not_name_another_in_its_place(
+    copied: Path, commit: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was begun by an older version, which named none."""
+    for name in ("last", "best"):
+        path = copied / "checkpoints" / f"{name}.ckpt"
+        saved = checkpoints.load(path)
+        del saved["callbacks"]["History"]["commits"]
+        torch.save(saved, path)
+    for place in ("trainer", "provenance"):
+        monkeypatch.setattr(f"vae.run.{place}.git_commit", lambda: commit)
+    train(*TWO_EPOCHS, "trainer.max_epochs=3", f"run_dir={copied}")
+    origin = json.loads((copied / "metrics.json").read_text())["provenance"]
+    wanted = ["unknown"] if commit is None else ["unknown", commit]
+    assert origin.get("training_commits", ["unknown"])[0] == "unknown"
+    assert last(copied)["callbacks"]["History"]["commits"] == wanted
+
+
 def test_metrics_are_flat_numbers_with_their_origin(undisturbed: Path) -> None:
     found = json.loads((undisturbed / "metrics.json").read_text())
     origin = found.pop("provenance")

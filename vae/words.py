@@ -1,6 +1,8 @@
 """Numbers and losses as one says them."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 # What the reconstruction of a likelihood without nats is, by its `_target_`.
 ERRORS = {
@@ -23,6 +25,12 @@ def duration(seconds: float) -> str:
     if seconds < 99:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 99 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def commits_of(provenance: Mapping[str, Any]) -> list[str]:
+    """Of the code that trained a model and that evaluated it, in short; older versions name the second alone."""
+    named = [provenance.get("git_commit"), *provenance.get("training_commits", [])]
+    return sorted({short_commit(commit) for commit in named if commit})
 
 
 def short_commit(commit: str | None) -> str:

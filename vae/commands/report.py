@@ -13,7 +13,7 @@ from vae.evaluation.catalogue import FIGURES
 from vae.run.find import find_run, is_run
 from vae.run.keys import CONF, Plain, known_keys, leaves, show
 from vae.run.sweep import find_directories
-from vae.words import duration
+from vae.words import commits_of, duration
 
 if TYPE_CHECKING:
     from vae.run.load import TrainedRun
@@ -54,7 +54,7 @@ def run_values(run: "TrainedRun", images: int) -> dict[str, Any]:
         "charts": charts(rows),
         "figures": figures_of(run.directory),
         "keys": keys(run.settings.plain),
-        "provenance": dict(leaves(metrics.get("provenance", {}))),
+        "provenance": {name: show(value) for name, value in leaves(metrics.get("provenance", {}))},
         "explorer": explorer,
         "reason": reason,
     }
@@ -127,8 +127,8 @@ def warnings(run: "TrainedRun", metrics: Plain, rows: list[dict[str, float]], im
         found.append("These are the metrics of the last epoch, not of the best.")
     if not run.vae.likelihood.normalised:
         found.append("The likelihood is not normalised: this loss compares with no other likelihood's nats.")
-    if str(metrics.get("provenance", {}).get("git_commit", "")).endswith("+changes"):
-        found.append("The code differed from the commit that is named below.")
+    if any(commit.endswith("+changes") for commit in commits_of(metrics.get("provenance", {}))):
+        found.append("The code differed from a commit that is named below.")
     if metrics and not figures_of(run.directory):
         found.append(f"Its figures have not been drawn: vae evaluate {run.directory} draws them.")
     if not images:

@@ -117,6 +117,9 @@ def compare_origin(run: TrainedRun, saved: dict[str, Any], before: dict[str, Any
              if now["versions"].get(name, old) != old]  # fmt: skip
     report.say("packages", ", ".join(other) or None)
     own = [f"{name} {before[name]} there, {now[name]} now" for name in CAUSES if before.get(name) != now[name]]
+    trained = before.get("training_commits", [])
+    if set(trained) - {now["git_commit"]}:
+        own.append(f"training_commits {', '.join(trained)} there, {now['git_commit']} now")
     report.say("machine, code", ", ".join(own) or None, f"{now['device']}, {now['threads']} threads")
 
 

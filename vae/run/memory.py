@@ -46,10 +46,10 @@ def trim_memory() -> None:
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Large tensors take each other's pages, which else are given back and asked for again at every layer.
+    """Large tensors reuse each other's pages, which glibc would give back and ask for again at every layer.
 
-    That is a quarter of a convolutional decoder's time. Afterwards the thresholds are those to which glibc itself
-    raises them once large tensors have been freed.
+    Doing so takes more than a quarter of a convolutional decoder's time. Afterwards the thresholds are the highest to
+    which glibc raises them by itself. Before 2.35 it refuses higher ones, and nothing is gained.
     """
     call_glibc("mallopt", M_MMAP_THRESHOLD, 1024 * MIB)
     call_glibc("mallopt", M_TRIM_THRESHOLD, 1024 * MIB)

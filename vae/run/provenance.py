@@ -12,6 +12,7 @@ import torch
 from vae.data.module import ImageDataModule
 from vae.run.keys import Settings
 from vae.run.process import git_commit
+from vae.training.history import UNKNOWN
 
 FORMAT = 2  # of metrics.json: epochs count from 1, and `neg_elbo` or `unweighted_loss` is what was `bound`
 
@@ -19,7 +20,7 @@ FORMAT = 2  # of metrics.json: epochs count from 1, and `neg_elbo` or `unweighte
 def provenance(
     settings: Settings, data: ImageDataModule, device: torch.device, commits: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Of numbers that this process takes; `commits` trained the model, and are named where not this one alone did."""
+    """Of numbers that this process takes; `commits` trained the model, and are named unless they are this one alone."""
     names = ("torch", "lightning", "torchvision", "numpy", "hydra-core", "scikit-learn")
     cuda = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     commit = git_commit()
@@ -27,7 +28,7 @@ def provenance(
         "format": FORMAT,
         "seed": settings.seed,
         "git_commit": commit,
-        **({"training_commits": list(commits)} if set(commits) - {commit} else {}),
+        **({"training_commits": list(commits)} if set(commits) - {commit or UNKNOWN} else {}),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
         "data_md5": data.md5,
         "device": cuda or f"{device.type}, {platform.machine()}",

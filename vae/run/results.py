@@ -27,7 +27,7 @@ from vae.run.settings import caption
 from vae.run.table import as_markdown, print_results, show_result
 from vae.run.trainer import sheet_of
 from vae.training import checkpoints
-from vae.training.history import History, writer_of
+from vae.training.history import History, commits_of, writer_of
 from vae.training.lit import LitVAE
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def finish(run: Run, lit: LitVAE, data: ImageDataModule, history: History, train
     writer = writer_of(trainer)
     if writer is not None:
         tensorboard(writer, run, lit, data, metrics, drawn)
-    write_metrics(run, metrics, provenance(run.settings, data, lit.device, history.commits))
+    write_metrics(run, metrics, origin_of(run, data, lit, checkpoint))
     return show_result(run)
 
 
@@ -75,8 +75,8 @@ def reevaluate(run: Run, lit: LitVAE, data: ImageDataModule, which: str) -> None
     """The evaluation of a run that is there, under `run.settings`; what training measured of itself is kept."""
     if run.metrics is None:
         raise InputError(
-            f"{run.directory}: is not finished (no metrics.json); its command continues it, with other keys of "
-            "evaluation too"
+            f"{run.directory}: is not finished (no metrics.json); its command continues it, and may "
+            "change the keys of evaluation"
         )
     with run.lock():
         checkpoint = checkpoints.load(run.checkpoint(which))
@@ -87,8 +87,12 @@ def reevaluate(run: Run, lit: LitVAE, data: ImageDataModule, which: str) -> None
         kept |= training_metrics(history, int(epoch))
         drawn = draw(run, lit, data, history, generated, which)
         log.info("%d figures drawn", len(drawn))
-        origin = provenance(run.settings, data, lit.device, history.commits) | {"checkpoint": which}
+        origin = origin_of(run, data, lit, checkpoint) | {"checkpoint": which}
         print_results(run, write_metrics(run, metrics | kept, origin, which))
+
+
+def origin_of(run: Run, data: ImageDataModule, lit: LitVAE, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    return provenance(run.settings, data, lit.device, commits_of(checkpoint["callbacks"]["History"]))
 
 
 def history_of(run: Run) -> History:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+UNKNOWN = "unknown"
+
+
 def writer_of(trainer: Trainer) -> "SummaryWriter | None":
     """TensorBoard's, in the first process of a run; the others write nothing."""
     loggers = [each for each in trainer.loggers if isinstance(each, TensorBoardLogger) and trainer.is_global_zero]
@@ -37,15 +40,20 @@ class EventFileLogger(TensorBoardLogger):
         self.experiment.flush()
 
 
+def commits_of(history: Mapping[str, Any]) -> list[str]:
+    """Those that a checkpoint's history names; older versions named none."""
+    return list(history.get("commits", [UNKNOWN]))
+
+
 class History(Callback):
     """One row of metrics for each epoch, kept in the checkpoint, so that a resumed run knows its whole curve.
 
     Put first, since the others read it. `seconds` counts training and validation, over all the run's sittings;
-    `commits` are those of the code that trained it, one after the other.
+    `commits` are those of the code that trained it, one after the other, with UNKNOWN for code that is no checkout.
     """
 
     def __init__(self, commit: str | None = None) -> None:
-        self.commit = commit
+        self.commit = commit or UNKNOWN
         self.commits: list[str] = []
         self.rows: list[dict[str, float]] = []
         self.kl_per_latent: list[float] = []
@@ -62,7 +70,7 @@ class History(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Not where a run that is trained to its end is opened again, to be evaluated."""
-        if self.commit is not None and self.commit not in self.commits:
+        if self.commit not in self.commits:
             self.commits = [*self.commits, self.commit]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -99,4 +107,4 @@ class History(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.kl_per_latent = list(state_dict["rows"]), list(state_dict["kl"])
         self.earlier, self.images = state_dict["seconds"], state_dict["images"]
-        self.commits = list(state_dict.get("commits", []))  # runs of older versions do not say
+        self.commits = commits_of(state_dict)
