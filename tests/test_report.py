@@ -90,8 +90,8 @@ def rows_of(page: Path) -> dict[str, list[str]]:
 def test_the_page_says_what_metrics_json_says(page: Path, run: Path) -> None:
     metrics, rows = json.loads((run / "metrics.json").read_text()), rows_of(page)
     dev, test = rows["reconstruction"]
-    assert float(dev.split(" ±")[0]) == pytest.approx(metrics["dev/reconstruction"], rel=1e-2)
-    assert float(test.split(" ±")[0]) == pytest.approx(metrics["test/reconstruction"], rel=1e-2)
+    assert float(dev.split(" ±\u00a0")[0]) == pytest.approx(metrics["dev/reconstruction"], rel=1e-2)
+    assert float(test.split(" ±\u00a0")[0]) == pytest.approx(metrics["test/reconstruction"], rel=1e-2)
     assert "reconstruction <small>in squared error per image</small>" in page.read_text()
     assert rows["this run"] == [rows["loss"][0], rows["reconstruction"][0]]
     assert float(rows["mean image"][1]) > float(rows["PCA 2"][1]) > float(rows["PCA 4"][1]) > 0
@@ -123,7 +123,7 @@ def test_the_charts_are_the_history(page: Path) -> None:
     loss = next(chart for chart in found if chart["title"] == "Loss")
     assert [one["name"] for one in loss["series"]] == ["train/loss", "train_eval/loss", "dev/loss"]
     assert loss["series"][2]["x"] == [1, 2]
-    assert float(rows_of(page)["loss"][0].split(" ±")[0]) == pytest.approx(min(loss["series"][2]["y"]), rel=1e-2)
+    assert float(rows_of(page)["loss"][0].split(" ±\u00a0")[0]) == pytest.approx(min(loss["series"][2]["y"]), rel=1e-2)
 
 
 def test_constant_curves_are_left_out() -> None:

@@ -97,6 +97,16 @@ def test_changed_data_are_named(
     assert "data: the images in" in capsys.readouterr().err
 
 
+def test_the_commits_that_trained_are_named_where_the_numbers_differ(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = json.loads((copy / "metrics.json").read_text())
+    metrics["provenance"]["training_commits"] = ["aaa"]
+    (copy / "metrics.json").write_text(json.dumps(metrics | {"dev/loss": 1.0}))
+    assert vae(monkeypatch, "verify", str(copy)) == 1
+    assert "training_commits aaa there" in capsys.readouterr().err
+
+
 def test_other_packages_are_named_where_the_numbers_differ(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

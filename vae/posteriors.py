@@ -5,14 +5,13 @@ A posterior says how many numbers (`features`) it takes from the encoder. Of its
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae.distributions import Flowed, FullNormal, Normal, paired_noise
-from vae.flows import Autoregressive, Chain
+from vae.flows import Autoregressive, Chain, Versioned
 
 
 class Posterior(nn.Module):
@@ -37,14 +36,14 @@ class Diagonal(Posterior):
         return Normal(mu, (0.5 * log_var).exp())
 
 
-class Full(Posterior):
+class Full(Versioned, Posterior):
     """N(mu, L L') with L = diag(sigma) (I + M / sqrt(D)), M strictly lower triangular.
 
     The encoder gives mu, log sigma^2 and M. The factor lets it start near a diagonal Gaussian: D (D - 1) / 2 random
     numbers would cost tens of nats at first. A checkpoint of version 1 had L = diag(sigma) + M, and keeps it.
     """
 
-    _version = 2  # torch writes it beside the weights
+    _version = 2
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__(latent_dim, 2 * latent_dim + latent_dim * (latent_dim - 1) // 2)
@@ -57,10 +56,6 @@ class Full(Posterior):
         if self._version > 1:
             below = sigma[:, rows] * below / math.sqrt(d)
         return FullNormal(mu, torch.diag_embed(sigma).index_put((images[:, None], rows, columns), below))
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
-        self._version = local_metadata.get("version", self._version)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
 
 class IAF(Posterior):

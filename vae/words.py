@@ -27,7 +27,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 99 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def commits_of(provenance: Mapping[str, Any]) -> list[str]:
+def short_commits(provenance: Mapping[str, Any]) -> list[str]:
     """Of the code that trained a model and that evaluated it, in short; older versions name the second alone."""
     named = [provenance.get("git_commit"), *provenance.get("training_commits", [])]
     return sorted({short_commit(commit) for commit in named if commit})

@@ -10,7 +10,7 @@ from vae.files import replace
 from vae.run.compare import scale_of
 from vae.run.find import HOME
 from vae.run.sweep import RunRecord, list_runs
-from vae.words import commits_of
+from vae.words import short_commits
 
 Row = dict[str, Any]
 COLUMNS = ("NLL", "+-", "ELBO", "rate", "active", "prior", "posterior", "objective", "latents", "epochs", "seed")
@@ -68,7 +68,7 @@ def row_of(record: RunRecord) -> Row:
         "latents": s["latent_dim"],
         "epochs": m["epochs"],
         "seed": s["seed"],
-        "commit": " ".join(commits_of(m["provenance"])),
+        "commit": " ".join(short_commits(m["provenance"])),
     }
 
 

@@ -13,7 +13,7 @@ from vae.evaluation.catalogue import FIGURES
 from vae.run.find import find_run, is_run
 from vae.run.keys import CONF, Plain, known_keys, leaves, show
 from vae.run.sweep import find_directories
-from vae.words import commits_of, duration
+from vae.words import duration, short_commits
 
 if TYPE_CHECKING:
     from vae.run.load import TrainedRun
@@ -127,7 +127,7 @@ def warnings(run: "TrainedRun", metrics: Plain, rows: list[dict[str, float]], im
         found.append("These are the metrics of the last epoch, not of the best.")
     if not run.vae.likelihood.normalised:
         found.append("The likelihood is not normalised: this loss compares with no other likelihood's nats.")
-    if any(commit.endswith("+changes") for commit in commits_of(metrics.get("provenance", {}))):
+    if any(commit.endswith("+changes") for commit in short_commits(metrics.get("provenance", {}))):
         found.append("The code differed from a commit that is named below.")
     if metrics and not figures_of(run.directory):
         found.append(f"Its figures have not been drawn: vae evaluate {run.directory} draws them.")

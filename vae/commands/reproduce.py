@@ -31,7 +31,7 @@ from vae.run import settings
 from vae.run.command import compose_settings
 from vae.run.directory import NOT_IDENTITY, describe_differences, differences, read_metrics, read_settings
 from vae.run.keys import CONF, nearest
-from vae.words import commits_of, digits
+from vae.words import digits, short_commits
 
 REFUSED = 2  # train.py's exit code for bad input
 PATIENCE = 60  # seconds that a run has to save and stop when the budget is spent
@@ -273,7 +273,7 @@ def judge(rung: Rung, folder: Path, gpu: bool, failed: Collection[Path] = (), ch
             seeds=len(values),
             verdict=fault if mean is None else verdict(claim, mean, error),
             source=rung.source,
-            commits=" ".join(sorted({commit for metrics in shared for commit in commits_of(metrics["provenance"])})),
+            commits=" ".join(sorted({commit for metrics in shared for commit in short_commits(metrics["provenance"])})),
             date=time.strftime("%Y-%m-%d", time.gmtime(max(written))) if written else "",
         )
 

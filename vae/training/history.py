@@ -13,8 +13,7 @@ from vae.training.lit import LitVAE
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-
-UNKNOWN = "unknown"
+UNKNOWN = "unknown"  # a commit, of code that was no checkout or did not say
 
 
 def writer_of(trainer: Trainer) -> "SummaryWriter | None":
@@ -49,7 +48,7 @@ class History(Callback):
     """One row of metrics for each epoch, kept in the checkpoint, so that a resumed run knows its whole curve.
 
     Put first, since the others read it. `seconds` counts training and validation, over all the run's sittings;
-    `commits` are those of the code that trained it, one after the other, with UNKNOWN for code that is no checkout.
+    `commits` are those of the code that trained it, one after the other, UNKNOWN among them.
     """
 
     def __init__(self, commit: str | None = None) -> None:
