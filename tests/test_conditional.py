@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import settings_of, train
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 
 from vae.commands import cli
 from vae.errors import InputError
@@ -16,10 +18,12 @@ from vae.evaluation.architecture import architecture
 from vae.likelihoods import GaussianHead
 from vae.model import VAE
 from vae.networks import MLPDecoder, MLPEncoder
-from vae.objectives import ELBO, log_weights
+from vae.noise import fixed_noise
+from vae.objectives import ELBO, Terms, log_weights, terms_of
 from vae.run import command
-from vae.run.build import build
+from vae.run.build import build, takes_labels
 from vae.run.load import load_run
+from vae.training.dashboard import add_graph
 
 CLASSES, SHAPE = 3, (2, 4, 5)
 
@@ -48,10 +52,8 @@ def test_labels_move_both_halves_image_by_image(x: Tensor) -> None:
     vae, other = make(), LABELS.clone()
     other[3] = 1
     z = torch.randn(4, 5, 2)
-    with vae.given(LABELS):
-        q, p = vae.encode(x).mean, vae.decode(z).mean
-    with vae.given(other):
-        q_other, p_other = vae.encode(x).mean, vae.decode(z).mean
+    q, p = vae.encode(x, LABELS).mean, vae.decode(z, LABELS).mean
+    q_other, p_other = vae.encode(x, other).mean, vae.decode(z, other).mean
     same = [0, 1, 2, 4]
     torch.testing.assert_close(q[same], q_other[same])
     torch.testing.assert_close(p[:, same], p_other[:, same])
@@ -59,35 +61,52 @@ def test_labels_move_both_halves_image_by_image(x: Tensor) -> None:
     assert (p[:, 3] != p_other[:, 3]).any((-1, -2, -3)).all()
 
 
-def test_one_label_is_that_of_all_and_a_context_ends(x: Tensor) -> None:
+def test_one_label_serves_all_images_and_none_is_an_error(x: Tensor) -> None:
     vae = make()
-    with vae.given(2):
-        one = vae.encode(x).mean
-        with vae.given(LABELS):
-            each = vae.encode(x).mean
-        torch.testing.assert_close(vae.encode(x).mean, one)
-    torch.testing.assert_close(each[LABELS == 2], one[LABELS == 2])
-    with pytest.raises(InputError, match=r"needs a class for each image"):
-        vae.encode(x)
-    with pytest.raises(InputError, match=r"vae\.given\(labels\)"):
-        vae.sample(4)
+    twos, each = vae.encode(x, 2).mean, vae.encode(x, LABELS).mean
+    torch.testing.assert_close(each[LABELS == 2], twos[LABELS == 2])
+    for call in (lambda: vae.encode(x), lambda: vae.sample(4), lambda: vae.reconstruct(x)):
+        with pytest.raises(InputError, match=r"needs a class for each image"):
+            call()
 
 
-def test_an_objective_needs_no_word_of_labels(x: Tensor) -> None:
-    """Its signature is that of any other model, and gradients reach what the labels pass through."""
+def test_gradients_reach_what_the_labels_pass_through(x: Tensor) -> None:
     vae = make()
-    with vae.given(LABELS):
-        ELBO(samples=2)(vae, x, 0).loss.backward()
-        assert log_weights(vae, x, 3).shape == (3, 5)
+    ELBO(samples=2)(vae, x, 0, LABELS).loss.backward()
+    assert log_weights(vae, x, 3, LABELS).shape == (3, 5)
     assert vae.planes.weight.grad is not None
     assert (vae.planes.weight.grad != 0).any(1).tolist() == [True] * CLASSES
 
 
-def test_a_model_without_classes_has_no_more_parts_and_takes_no_note(x: Tensor) -> None:
+@pytest.mark.parametrize("classes", [0, CLASSES])
+def test_the_graph_of_a_model_shows_both_halves(classes: int, tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path)) as writer:
+        add_graph(writer, make(classes))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    nodes = " ".join(node.name for node in events.Graph().node)
+    assert all(half in nodes for half in ("encoder", "decoder"))
+    assert ("planes" in nodes) == bool(classes)
+
+
+def test_a_model_without_classes_has_no_more_parts_and_ignores_labels(x: Tensor) -> None:
     vae = make(0)
     assert not hasattr(vae, "planes")
-    with vae.given(LABELS):
-        assert torch.equal(vae.encode(x).mean, make(0).encode(x).mean)
+    assert torch.equal(vae.encode(x, LABELS).mean, make(0).encode(x).mean)
+
+
+@pytest.mark.parametrize("classes", [0, CLASSES])
+def test_an_objective_without_labels_serves_models_without_classes(x: Tensor, classes: int) -> None:
+    def own(vae: VAE, x: Tensor, step: int) -> Terms:
+        return ELBO()(vae, x, step)
+
+    assert takes_labels(ELBO())
+    assert not takes_labels(own)
+    vae = make(classes)
+    objective = ELBO() if classes else own
+    with fixed_noise(0):
+        expected = ELBO()(vae, x, 0, LABELS).loss
+    with fixed_noise(0):
+        assert torch.equal(terms_of(objective, vae, x, 0, LABELS).loss, expected)
 
 
 def test_evaluation_meets_each_image_with_its_own_label(x: Tensor) -> None:
@@ -96,8 +115,7 @@ def test_evaluation_meets_each_image_with_its_own_label(x: Tensor) -> None:
     vae = make()
     images = Images((x * 255).to(torch.uint8), LABELS)
     found = estimates.posteriors(vae, images)
-    with vae.given(LABELS):
-        torch.testing.assert_close(found.mu, vae.encode(images.images / 255).mean.detach())
+    torch.testing.assert_close(found.mu, vae.encode(images.images / 255, LABELS).mean.detach())
     turned = estimates.posteriors(vae, images.take(torch.arange(4, -1, -1)))
     torch.testing.assert_close(turned.mu.flip(0), found.mu)
 
@@ -132,10 +150,7 @@ def test_samples_are_of_the_class_that_is_asked_for(run: Path) -> None:
     means = torch.stack([data.train.images[data.train.labels == k].float().mean(0) / 255 for k in range(10)])
     z = loaded.vae.prior.sample(torch.Size((40,)))
     with torch.no_grad():
-        drawn = []
-        for k in range(10):
-            with loaded.vae.given(k):
-                drawn.append(loaded.vae.sample(z).mean(0))
+        drawn = [loaded.vae.sample(z, y=k).mean(0) for k in range(10)]
     nearest = torch.cdist(torch.stack(drawn).flatten(1), means.flatten(1)).argmin(1)
     assert (nearest == torch.arange(10)).sum() >= 7
 
@@ -158,8 +173,8 @@ def test_the_commands_use_the_labels_of_the_test_split_or_the_class_that_is_name
     with np.load(use(tmp_path, "sample", run, None, "-n", "20")) as found:
         turns, z = found["x"], torch.from_numpy(found["z"])
     vae = load_run(run).vae
-    with torch.no_grad(), vae.given(torch.arange(20) % 10):
-        torch.testing.assert_close(torch.from_numpy(turns), vae.sample(z).clamp(0, 1))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(turns), vae.sample(z, y=torch.arange(20) % 10).clamp(0, 1))
     for verb in ("reconstruct", "score"):
         with np.load(use(tmp_path, verb, run, None, "-n", "7")) as found:
             assert len(found["x"]) == 7

@@ -8,13 +8,16 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
+from vae.likelihoods import GaussianHead
+from vae.model import VAE
+from vae.networks import MLPDecoder, MLPEncoder
 from vae.training.dashboard import Means, is_round, layout
 from vae.training.hparams import FIXED, METRICS, Sheet
 
@@ -186,19 +189,8 @@ def test_what_varies_is_what_the_folder_of_the_job_is_called_by() -> None:
 
 
 def test_the_graph_draws_no_random_number() -> None:
-    class Half(nn.Module):
-        def __init__(self, wide: int, out: int) -> None:
-            super().__init__()
-            self.layers = nn.Sequential(nn.Linear(wide, out), nn.Dropout(0.5))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.layers(x.flatten(1))
-
-    class Model(nn.Module):
-        encoder, decoder, latent_dim = Half(6, 4), Half(2, 6), 2
-
-    state = torch.random.get_rng_state()
-    means = Means(Model().eval()).eval()  # type: ignore[arg-type]  # all that it takes of a VAE
-    x = torch.ones(1, 6)
+    halves = partial(MLPEncoder, hidden=(5,), dropout=0.5), partial(MLPDecoder, hidden=(4,), dropout=0.5)
+    means = Means(VAE(*halves, GaussianHead(), 2, (1, 3, 2))).eval()
+    state, x = torch.random.get_rng_state(), torch.ones(1, 1, 3, 2)
     assert torch.equal(means(x), means(x))
     assert torch.equal(torch.random.get_rng_state(), state)

@@ -3,8 +3,7 @@
 D latents, K samples (they always lead), B images of shape (C, H, W), P parameters a pixel.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,8 @@ from vae.networks import Shape
 from vae.noise import fixed_noise
 from vae.posteriors import Diagonal, Posterior
 from vae.priors import Prior, Standard
+
+Labels = Tensor | int | None  # (B,), or one class for all images
 
 
 def at_least_float32(params: Tensor) -> Tensor:
@@ -31,7 +32,8 @@ class VAE(nn.Module):
     is written twice. `prior(latent_dim=, image_shape=)` and `posterior(latent_dim=)` build what is said of z.
 
     With `classes` both halves are conditional on a label y (Kingma et al. 2014, M2): the encoder sees it as one more
-    channel, a learned plane for each class, and the decoder beside z. `given(y)` says of which classes images are.
+    channel, a learned plane for each class, and the decoder beside z. Labels y are (B,), or one class for all images.
+    Without `classes` every method ignores them.
     """
 
     prior_loc: Tensor  # zeros (D,) of the model's type, on its device
@@ -50,7 +52,6 @@ class VAE(nn.Module):
         super().__init__()
         channels, *size = image_shape
         self.classes = classes
-        self.labels: Tensor | None = None  # (B,), while `given` holds
         self.latent_dim, self.image_shape = latent_dim, tuple(image_shape)
         self.likelihood = likelihood
         head = posterior(latent_dim=latent_dim)
@@ -68,44 +69,40 @@ class VAE(nn.Module):
         """p(z): batch shape (D,) where the latents are independent, else event (D,)."""
         return self.prior_head(self.encode)
 
-    def encode(self, x: Tensor) -> Distribution:
-        """q(z|x) for x (B, C, H, W): batch shape (B, D) where the latents are independent, else (B,) and event (D,)."""
+    def encode(self, x: Tensor, y: Labels = None) -> Distribution:
+        """q(z|x) for x (B, C, H, W): batch shape (B, D) where the latents are independent, else (B,) and event (D,).
+
+        Raises InputError where a conditional model gets no labels y.
+        """
         if x.dtype == torch.uint8:
             raise InputError("x: images of torch.uint8; a model takes floats in [0, 1], which bytes are as x / 255")
         x = x.to(self.prior_loc.dtype)  # images are float32, the weights under 64-true are not
         if self.classes:
-            x = torch.cat([x, self.planes(self._labels_of(len(x))).view(-1, 1, *x.shape[2:])], 1)
+            planes = self.planes(self._per_image(y, len(x))).view(-1, 1, *x.shape[2:])
+            x = torch.cat([x, planes], 1)
         return self.posterior_head(at_least_float32(self.encoder(x)))
 
-    def decode(self, z: Tensor) -> Distribution:
-        """p(x|z) for z (K, B, D): batch shape (K, B), event (C, H, W)."""
+    def decode(self, z: Tensor, y: Labels = None) -> Distribution:
+        """p(x|z) for z (K, B, D): batch shape (K, B), event (C, H, W). Raises InputError as `encode` does."""
+        return self.likelihood(self.decoder_output(z, y))
+
+    def decoder_output(self, z: Tensor, y: Labels = None) -> Tensor:
+        """The parameters (K, B, P, C, H, W) that the likelihood turns into p(x|z), for z (K, B, D)."""
         flat = z.flatten(0, -2)  # (K B, D)
         if self.classes:
-            y = self._labels_of(z.shape[-2]).repeat(len(flat) // z.shape[-2])  # (K B,)
-            flat = torch.cat([flat, nn.functional.one_hot(y, self.classes).to(flat)], 1)
+            repeated = self._per_image(y, z.shape[-2]).repeat(len(flat) // z.shape[-2])  # (K B,)
+            flat = torch.cat([flat, nn.functional.one_hot(repeated, self.classes).to(flat)], 1)
         params = at_least_float32(self.decoder(flat))  # (K B, P C, H, W)
-        pixel = (self.likelihood.params_per_pixel, *self.image_shape)
-        return self.likelihood(params.view(*z.shape[:-1], *pixel))
+        return params.view(*z.shape[:-1], self.likelihood.params_per_pixel, *self.image_shape)
 
-    def given(self, labels: Tensor | int | None = None) -> AbstractContextManager[None]:
-        """Within it, a conditional model meets images of these classes, (B,) or one for all; others take no note."""
-        return self._with_labels(torch.as_tensor(labels)) if self.classes and labels is not None else nullcontext()
-
-    @contextmanager
-    def _with_labels(self, labels: Tensor) -> Iterator[None]:
-        before, self.labels = self.labels, labels.to(self.prior_loc.device)
-        try:
-            yield
-        finally:
-            self.labels = before
-
-    def _labels_of(self, count: int) -> Tensor:
-        if self.labels is None:
+    def _per_image(self, y: Labels, count: int) -> Tensor:
+        if y is None:
             raise InputError(
-                "model.conditional=true: the model needs a class for each image; give one with --label, or in Python "
-                "call it within `with vae.given(labels)`"
+                "model.conditional=true: the model needs a class for each image; give one with --label, or labels y in "
+                "Python, as in vae.encode(x, y)"
             )
-        return self.labels.expand(count)
+        labels = y if isinstance(y, Tensor) else torch.tensor(y)
+        return labels.to(self.prior_loc.device).expand(count)
 
     @property
     def parameter_count(self) -> int:
@@ -124,18 +121,18 @@ class VAE(nn.Module):
         with fixed_noise(lambda shape: noise.view(shape)):
             return self.prior.sample(torch.Size((len(noise),)))
 
-    def reconstruct(self, x: Tensor, z: str = "mean", x_hat: str = "mean") -> Tensor:
+    def reconstruct(self, x: Tensor, z: str = "mean", x_hat: str = "mean", y: Labels = None) -> Tensor:
         """x (B, C, H, W) -> (B, C, H, W); `z` and `x_hat` are each `mean` or `sample`."""
         if z not in ("mean", "sample"):
             raise ValueError(f"z={z!r} is neither 'mean' nor 'sample'")
-        q = self.encode(x)
+        q = self.encode(x, y)
         latent = q.mean.unsqueeze(0) if z == "mean" else q.sample(torch.Size((1,)))  # (1, B, D)
-        return self._image(self.decode(latent), x_hat).squeeze(0)
+        return self._image(self.decode(latent, y), x_hat).squeeze(0)
 
-    def sample(self, z: Tensor | int, x: str = "mean") -> Tensor:
+    def sample(self, z: Tensor | int, x: str = "mean", y: Labels = None) -> Tensor:
         """Images (N, C, H, W) of prior draws z (N, D), or of N new ones; `x` is `mean` or `sample`."""
         latent = self.prior.sample(torch.Size((z,))) if isinstance(z, int) else z
-        return self._image(self.decode(latent.unsqueeze(0)), x).squeeze(0)
+        return self._image(self.decode(latent.unsqueeze(0), y), x).squeeze(0)
 
     @staticmethod
     def _image(p: Distribution, mode: str) -> Tensor:

@@ -48,15 +48,23 @@ class Terms:
         return self.log_px - self.kl.sum(-1)
 
 
-def log_weights(vae: VAE, x: Tensor, samples: int) -> Tensor:
+Objective = Callable[..., Terms]  # of (vae, x, step), and of labels y where the model is conditional
+
+
+def terms_of(objective: Objective, vae: VAE, x: Tensor, step: int, y: Tensor | None = None) -> Terms:
+    """The terms of a batch; only a conditional model hands its objective the labels y (B,), as a fourth argument."""
+    return objective(vae, x, step, y) if vae.classes else objective(vae, x, step)
+
+
+def log_weights(vae: VAE, x: Tensor, samples: int, y: Tensor | None = None) -> Tensor:
     """log p(x, z) - log q(z|x) for z ~ q(z|x): x (B, C, H, W) -> (K, B), in nats.
 
     Their mean over K is the ELBO, their log-mean-exp the importance-weighted bound (Burda et al. 2015, eq. 8), and
     both go to log p(x) = log E_{p(z)}[p(x|z)], the report's eq. (1) put right.
     """
-    q = vae.encode(x)
+    q = vae.encode(x, y)
     z = q.rsample(torch.Size((samples,)))  # (K, B, D)
-    log_px = vae.decode(z).log_prob(x)  # (K, B)
+    log_px = vae.decode(z, y).log_prob(x)  # (K, B)
     return log_px + log_ratio(vae.prior, q, z)
 
 
@@ -80,10 +88,10 @@ class ELBO:
     def __init__(self, samples: int = 1, beta: float | Schedule = 1.0, free_bits: float = 0.0) -> None:
         self.samples, self.beta, self.free_bits = samples, as_schedule(beta), free_bits
 
-    def __call__(self, vae: VAE, x: Tensor, step: int) -> Terms:
-        q = vae.encode(x)
+    def __call__(self, vae: VAE, x: Tensor, step: int, y: Tensor | None = None) -> Terms:
+        q = vae.encode(x, y)
         z = q.rsample(torch.Size((self.samples,)))  # (K, B, D)
-        p = vae.decode(z)
+        p = vae.decode(z, y)
         log_px = p.log_prob(x).mean(0)  # (B,)
         kl = divergence(q, vae.prior, z)  # (B, D) or (B, 1)
         rate = kl.mean(0)
@@ -108,10 +116,10 @@ class IWAE:
             raise ValueError(f"gradient={gradient!r}: must be 'plain' or 'dreg'")
         self.samples, self.gradient = samples, gradient
 
-    def __call__(self, vae: VAE, x: Tensor, step: int) -> Terms:
-        q = vae.encode(x)
+    def __call__(self, vae: VAE, x: Tensor, step: int, y: Tensor | None = None) -> Terms:
+        q = vae.encode(x, y)
         z = q.rsample(torch.Size((self.samples,)))  # (K, B, D)
-        p = vae.decode(z)
+        p = vae.decode(z, y)
         log_px = p.log_prob(x)  # (K, B)
         p_z = vae.prior
         log_w = log_px + log_ratio(p_z, q if self.gradient == "plain" else detach(q), z)  # (K, B)
@@ -141,10 +149,10 @@ class TotalCorrelation:
     def __init__(self, beta: float | Schedule = 6.0) -> None:
         self.beta = as_schedule(beta)
 
-    def __call__(self, vae: VAE, x: Tensor, step: int) -> Terms:
-        q, p_z = vae.encode(x), vae.prior
+    def __call__(self, vae: VAE, x: Tensor, step: int, y: Tensor | None = None) -> Terms:
+        q, p_z = vae.encode(x, y), vae.prior
         z = q.rsample(torch.Size((1,)))  # (1, B, D)
-        p = vae.decode(z)
+        p = vae.decode(z, y)
         log_px, kl = p.log_prob(x).mean(0), divergence(q, p_z, z)  # (B,), (B, D) or (B, 1)
         each = q.log_prob(z.transpose(0, 1))  # (B, B, D): log q(z_d|x) of image i's z under image j's posterior
         log_qz = log_mean_exp(each.sum(-1), 1)  # (B,)
@@ -168,10 +176,10 @@ class MMD:
     def __init__(self, alpha: float = 0.0, mmd: float = 1000.0) -> None:
         self.alpha, self.mmd = alpha, mmd
 
-    def __call__(self, vae: VAE, x: Tensor, step: int) -> Terms:
-        q, p_z = vae.encode(x), vae.prior
+    def __call__(self, vae: VAE, x: Tensor, step: int, y: Tensor | None = None) -> Terms:
+        q, p_z = vae.encode(x, y), vae.prior
         z = q.rsample(torch.Size((1,)))  # (1, B, D)
-        p = vae.decode(z)
+        p = vae.decode(z, y)
         log_px, kl = p.log_prob(x).mean(0), divergence(q, p_z, z)
         other = p_z.rsample(torch.Size((1, len(x))))[0]  # (B, D)
         loss = (1 - self.alpha) * kl.sum(-1).mean() + self.mmd * squared_mmd(z[0], other) - log_px.mean()

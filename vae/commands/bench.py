@@ -27,6 +27,7 @@ from vae.data.module import ImageDataModule
 from vae.errors import InputError
 from vae.evaluation import estimates
 from vae.noise import fixed_noise
+from vae.objectives import terms_of
 from vae.run import command, settings
 from vae.run.bare import Bare, elapsed, timed
 from vae.run.build import build_data, build_model
@@ -63,7 +64,7 @@ class Usual(LightningModule):
         self.vae, self.objective, self.make = lit.vae, lit.objective, lit.optimizer
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        terms = self.objective(self.vae, batch[0], self.global_step)
+        terms = terms_of(self.objective, self.vae, batch[0], self.global_step, batch[1])
         self.log("train/loss", terms.loss, prog_bar=True)
         self.log("train/reconstruction", -terms.log_px.mean())
         self.log("train/kl", terms.kl.sum(-1).mean())

@@ -115,7 +115,7 @@ def contrast(run: TrainedRun, name: str, like: Given, seed: int) -> Tensor | Ima
         return replace(like, images=made).source(run)
     if name == "upside-down":
         return replace(like, images=like.images.flip(-1, -2)).source(run)
-    return images_of(run, [name]).images
+    return images_of(run, [name]).source(run)
 
 
 def area(usual: Tensor, unusual: Tensor) -> float:

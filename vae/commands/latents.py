@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae.commands.opening import default_out, describe, one_image, open_run
+from vae.commands.opening import default_out, describe, labelled, one_image, open_run
 from vae.commands.output import check_out, write
 from vae.errors import InputError
 from vae.evaluation import draws, figures
@@ -24,7 +24,7 @@ def interpolate(
     run = open_run(path, **how)
     (a, b), names = ends(run, between, seed)
     z = torch.stack([way(a, b, steps) for way in draws.WAYS.values()])  # (2, steps, D)
-    images = draws.decode(run.vae, z.flatten(0, 1), x, seed).unflatten(0, z.shape[:2])
+    images = draws.decode(run.vae, z.flatten(0, 1), x, seed, run.label).unflatten(0, z.shape[:2])
     rows = dict(zip(draws.WAYS, images, strict=True))
     text = f"{describe(run)}; from {names[0]} to {names[1]} in the latent space; x: {x} of p(x|z)"
     write(
@@ -40,7 +40,7 @@ def ends(run: TrainedRun, between: tuple[str, str] | None, seed: int) -> tuple[T
     if between is None:
         return draws.prior_latents(run.vae, 2, seed), (f"a draw from the prior (seed {seed})", "the next one")
     images, names = zip(*(one_image(run, text) for text in between), strict=True)
-    means = torch.from_numpy(draws.encode(run.vae, torch.cat(images))["mean"])
+    means = torch.from_numpy(draws.encode(run.vae, labelled(run, torch.cat(images)))["mean"])
     return means, (f"{names[0]}", f"{names[1]} (posterior means)")
 
 
@@ -54,7 +54,7 @@ def traverse(path: str, image: str | None, steps: int, x: str, seed: int, out: s
     z = start.expand(len(order), steps, -1).clone()
     for row, latent in enumerate(order):
         z[row, :, latent] = quantiles[:, latent]
-    images = draws.decode(run.vae, z.flatten(0, 1), x, seed)
+    images = draws.decode(run.vae, z.flatten(0, 1), x, seed, run.label)
     text = (
         f"{describe(run)}; each row moves one latent through the prior's quantiles {LOW:.0%} to {HIGH:.0%}, the most "
         f"used first{left_out}, from {name}; x: {x} of p(x|z)"
@@ -71,7 +71,7 @@ def traverse(path: str, image: str | None, steps: int, x: str, seed: int, out: s
 
 def moving(run: TrainedRun) -> tuple[list[int], str]:
     """The latents that the model uses, the most used first, and how many rows of equal images are not drawn."""
-    use = draws.use_of_latents(run.vae)
+    use = draws.use_of_latents(run.vae, label=run.label)
     order = use.argsort(descending=True)
     active = order[use[order] > ACTIVE][:ROWS].tolist() or order[:1].tolist()
     left_out = len(use) - len(active)
@@ -83,7 +83,7 @@ def start_of(run: TrainedRun, image: str | None) -> tuple[Tensor, str]:
     if image is None:
         return prior_quantiles(run.vae, torch.tensor([0.5]))[0], "the prior's median"
     pixels, name = one_image(run, image)
-    return torch.from_numpy(draws.encode(run.vae, pixels)["mean"])[0], f"{name} (posterior mean)"
+    return torch.from_numpy(draws.encode(run.vae, labelled(run, pixels))["mean"])[0], f"{name} (posterior mean)"
 
 
 def manifold(
@@ -97,7 +97,7 @@ def manifold(
     z = start_of(run, None)[0].expand(steps, steps, -1).clone()
     z[:, :, first] = quantiles[:, first]
     z[:, :, second] = quantiles[:, second].flip(0).unsqueeze(1)  # upwards
-    images = draws.decode(run.vae, z.flatten(0, 1), x, seed)
+    images = draws.decode(run.vae, z.flatten(0, 1), x, seed, run.label)
     others = "" if run.vae.latent_dim == 2 else ", the others at the prior's median"
     text = (
         f"{describe(run)}; latent {first} to the right and latent {second} upwards, through the prior's quantiles "

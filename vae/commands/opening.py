@@ -12,14 +12,13 @@ from vae.data.batches import Images
 from vae.data.photographs import find_images, fit_image
 from vae.errors import InputError
 from vae.evaluation.draws import classes_in_turn, decode, prior_latents
-from vae.model import VAE
 from vae.run.load import TrainedRun, load_run
 from vae.run.process import find_own_modules, log_to
 from vae.run.settings import caption
 
 
 def open_run(path: str, checkpoint: str, trust: list[str] | None, label: int | None = None) -> TrainedRun:
-    """A conditional model takes every image as one of the class `label`, where it is given.
+    """The run, and in `run.label` the class that a conditional model takes every image for, where one is named.
 
     Raises InputError for a class that the model has not.
     """
@@ -32,7 +31,7 @@ def open_run(path: str, checkpoint: str, trust: list[str] | None, label: int | N
                 f"has the classes 0 to {run.vae.classes - 1}" if run.vae.classes else "is not conditional; leave it out"
             )
             raise InputError(f"--label={label}: this model {allowed}")
-        run.vae.labels = torch.tensor(label, device=run.vae.prior_loc.device)
+        run.label = label
     if run.settings.threads:
         torch.set_num_threads(run.settings.threads)
     return run
@@ -40,7 +39,7 @@ def open_run(path: str, checkpoint: str, trust: list[str] | None, label: int | N
 
 def describe(run: TrainedRun) -> str:
     """How a caption begins: the run, its data, its latents, the class that was asked for."""
-    of_class = "" if run.vae.labels is None else f"; given class {run.vae.labels}"
+    of_class = "" if run.label is None else f"; given class {run.label}"
     return f"{run.directory.absolute().name}: {caption(run.settings.plain)}; {run.vae.latent_dim} latents{of_class}"
 
 
@@ -58,9 +57,14 @@ class Given:
     said: str
 
     def source(self, run: TrainedRun) -> Tensor | Images:
-        """The images with their own labels, for a conditional model that was told no other class."""
-        labels = self.labels if run.vae.labels is None else None
-        return self.images if labels is None else Images(self.images, labels)
+        return labelled(run, self.images, self.labels)
+
+
+def labelled(run: TrainedRun, images: Tensor, labels: Tensor | None = None) -> Tensor | Images:
+    """Images with the classes that a conditional model takes them for: that of `--label`, else their own labels."""
+    if run.label is not None:
+        labels = torch.full((len(images),), run.label)
+    return images if labels is None else Images(images, labels)
 
 
 def images_of(run: TrainedRun, paths: list[str] | None, count: int | None = None) -> Given:
@@ -69,7 +73,7 @@ def images_of(run: TrainedRun, paths: list[str] | None, count: int | None = None
         images, labels = run.data.test.images[:count], run.data.test.labels[:count]
         return Given(images, [f"test {i}" for i in range(len(images))], labels if run.data.classes else None, "test")
     files = find_images(paths)
-    dark = is_dark(run.vae)
+    dark = is_dark(run)
     fitted = [fit_image(file, run.vae.image_shape, dark) for file in files]
     images = torch.from_numpy(np.stack([image for image, _ in fitted]))
     counts = Counter(said for _, said in fitted)
@@ -80,9 +84,10 @@ def images_of(run: TrainedRun, paths: list[str] | None, count: int | None = None
     return Given(images, [file.name for file in files], None, f"own images: {said}")
 
 
-def is_dark(vae: VAE) -> bool:
+def is_dark(run: TrainedRun) -> bool:
     """Whether the model's images are light on dark, by the border of the mean of its samples."""
-    mean = decode(vae, prior_latents(vae, 64, 0), labels=classes_in_turn(vae)).mean((0, 1))  # (H, W)
+    labels = classes_in_turn(run.vae, run.label)
+    mean = decode(run.vae, prior_latents(run.vae, 64, 0), labels=labels).mean((0, 1))  # (H, W)
     return bool(torch.cat([mean[0], mean[-1], mean[:, 0], mean[:, -1]]).median() < 0.5)
 
 

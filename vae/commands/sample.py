@@ -26,13 +26,14 @@ def sample(
     place = check_out(out, how.pop("force"))
     run = open_run(path, **how)
     z = latents(run, count, seed, temperature, origin)
-    labels = draws.classes_in_turn(run.vae)
+    labels = draws.classes_in_turn(run.vae, run.label)
     images = draws.decode(run.vae, z, x, seed, labels, bar=True)
     warmth = "" if temperature == 1 else f" at temperature {temperature:g}"
-    turns = "" if labels is None else ", the classes in turn"
+    in_turn = labels is not None and run.label is None
+    turns = ", the classes in turn" if in_turn else ""
     text = f"{describe(run)}; {count} samples{turns}; {ORIGINS[origin]}{warmth}; x: {x} of p(x|z); seed {seed}"
     values = {"z": z.numpy(), "x": images.numpy()}
-    columns = draws.square(count) if labels is None else len(labels)  # a column for each class
+    columns = run.vae.classes if in_turn else draws.square(count)
     write(place or default_out(run, "sample.png"), lambda: figures.grid(images, columns, text), values, SHOWS)
 
 

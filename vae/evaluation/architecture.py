@@ -49,8 +49,8 @@ def architecture(vae: VAE) -> dict[str, tuple[str, str, list[Layer]]]:
     vae.eval()
     x, z = vae.prior_loc.new_zeros(1, *vae.image_shape), vae.prior_loc.new_zeros(1, 1, vae.latent_dim)
     image, label = by(vae.image_shape), ", class" if vae.classes else ""
-    with vae.given(0):
-        encoder, decoder = layers_of(vae.encoder, vae.encode, x), layers_of(vae.decoder, vae.decode, z)
+    encoder = layers_of(vae.encoder, lambda x: vae.encode(x, 0), x)
+    decoder = layers_of(vae.decoder, lambda z: vae.decode(z, 0), z)
     halves = {
         "Encoder": (f"x  {image}{label}", f"q(z|x), {vae.latent_dim} latents", encoder),
         "Decoder": (f"z  {vae.latent_dim}{label}", f"p(x|z), {type(vae.likelihood).__name__}", decoder),

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -12,20 +11,20 @@ from tqdm import tqdm
 from vae.data.batches import Images, as_floats
 from vae.errors import InputError
 from vae.evaluation import metrics
-from vae.model import VAE
+from vae.model import VAE, Labels
 from vae.noise import derive, fixed_noise
 
 MIXTURE = 10  # components of the aggregate posterior's mixture
 FITTED = 10_000  # images that it is fitted to
 
 
-def chunks(vae: VAE, images: Tensor | Images, size: int) -> Iterator[Tensor]:
-    """x (n, C, H, W) in [0, 1] on the model's device; a conditional model is given the labels that come with them."""
+def chunks(vae: VAE, images: Tensor | Images, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """x (n, C, H, W) in [0, 1] on the model's device, with labels y (n,) where the images have them."""
     pixels, labels = (images.images, images.labels) if isinstance(images, Images) else (images, None)
     for start in range(0, len(pixels), size):
         place = slice(start, start + size)
-        with nullcontext() if labels is None else vae.given(labels[place]):
-            yield as_floats(pixels[place].to(vae.prior_loc.device)).to(vae.prior_loc)
+        x = as_floats(pixels[place].to(vae.prior_loc.device)).to(vae.prior_loc)
+        yield x, None if labels is None else labels[place]
 
 
 @torch.inference_mode()
@@ -58,7 +57,7 @@ def posterior_latents(vae: VAE, images: Tensor | Images, count: int, seed: int, 
 
     few = images.take(slice(FITTED)) if isinstance(images, Images) else images[:FITTED]
     with fixed_noise(derive(seed, "aggregate posterior")):
-        drawn = (vae.encode(x).sample(torch.Size((1,)))[0] for x in chunks(vae, few, 1000))
+        drawn = (vae.encode(x, y).sample(torch.Size((1,)))[0] for x, y in chunks(vae, few, 1000))
         points = metrics.gather_chunks(drawn, len(few)).double().numpy()
     state = derive(seed, "mixture") % 2**32
     mixture = GaussianMixture(min(MIXTURE, len(points)), random_state=state).fit(points)
@@ -69,12 +68,10 @@ def posterior_latents(vae: VAE, images: Tensor | Images, count: int, seed: int, 
 
 
 @torch.inference_mode()
-def decode(
-    vae: VAE, z: Tensor, x: str = "mean", seed: int = 0, labels: Tensor | None = None, bar: bool = False
-) -> Tensor:
+def decode(vae: VAE, z: Tensor, x: str = "mean", seed: int = 0, labels: Labels = None, bar: bool = False) -> Tensor:
     """Images (N, C, H, W) in [0, 1] on the CPU of latents (N, D); `x` is `mean` or `sample` of p(x|z).
 
-    A conditional model takes `labels`, which are repeated until there are as many as images.
+    A conditional model takes one class for all, or `labels` that are repeated until there are as many as images.
     """
     purpose = derive(seed, "generated x")
     parts = tqdm(
@@ -83,17 +80,19 @@ def decode(
 
     def images() -> Iterator[Tensor]:
         for rows in parts:
-            with nullcontext() if labels is None else vae.given(labels[rows % len(labels)]):
-                yield vae.sample(z[rows].to(vae.prior_loc), x=x).clamp(0, 1)
+            y = labels[rows % len(labels)] if isinstance(labels, Tensor) else labels
+            yield vae.sample(z[rows].to(vae.prior_loc), x, y).clamp(0, 1)
 
     with fixed_noise(purpose), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(purpose)
         return metrics.gather_chunks(images(), len(z))
 
 
-def classes_in_turn(vae: VAE) -> Tensor | None:
-    """Labels for `decode`, for a conditional model that was told none."""
-    return torch.arange(vae.classes) if vae.classes and vae.labels is None else None
+def classes_in_turn(vae: VAE, label: int | None = None) -> Tensor | None:
+    """Labels for `decode`: all classes of a conditional model, or the one of them that was asked for."""
+    if label is not None:
+        return torch.tensor([label])
+    return torch.arange(vae.classes) if vae.classes else None
 
 
 @torch.inference_mode()
@@ -102,7 +101,7 @@ def reconstruct(vae: VAE, images: Tensor | Images, z: str = "mean", x: str = "me
     purpose = derive(seed, "reconstruct")
     with fixed_noise(purpose), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(purpose)
-        drawn = (vae.reconstruct(part, z, x).clamp(0, 1) for part in chunks(vae, images, 1000))
+        drawn = (vae.reconstruct(part, z, x, y).clamp(0, 1) for part, y in chunks(vae, images, 1000))
         return metrics.gather_chunks(drawn, len(images))
 
 
@@ -132,8 +131,8 @@ WAYS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"linear": linear, "s
 def encode(vae: VAE, images: Tensor | Images) -> dict[str, np.ndarray]:
     """`mean` (N, D) of q(z|x) and, where q has one, `stddev` (N, D)."""
     means, spreads = [], []
-    for x in chunks(vae, images, 1000):
-        q = vae.encode(x)
+    for x, y in chunks(vae, images, 1000):
+        q = vae.encode(x, y)
         means.append(q.mean.cpu())
         try:
             spreads.append(q.stddev.cpu())
@@ -143,9 +142,9 @@ def encode(vae: VAE, images: Tensor | Images) -> dict[str, np.ndarray]:
     return found | ({"stddev": torch.cat(spreads).numpy()} if spreads else {})
 
 
-def use_of_latents(vae: VAE, seed: int = 0) -> Tensor:
+def use_of_latents(vae: VAE, seed: int = 0, label: int | None = None) -> Tensor:
     """(D,): how much the posterior mean of each latent moves over the model's own samples. Takes no data."""
-    labels = classes_in_turn(vae)
+    labels = classes_in_turn(vae, label)
     images = decode(vae, prior_latents(vae, 1000, seed), labels=labels)
     source = images if labels is None else Images(images, labels.repeat(len(images))[: len(images)])
     return torch.from_numpy(encode(vae, source)["mean"]).var(0)

@@ -7,7 +7,7 @@ beyond rounding. A metric in nats is per image, and is called NLL only where the
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from vae.evaluation.factors import factor_scores
 from vae.evaluation.feature_net import embed, feature_net, fingerprint
 from vae.model import VAE
 from vae.noise import NoiseStreams, derive, fixed_noise
-from vae.objectives import Terms, log_mean_exp, log_weights
+from vae.objectives import Objective, log_mean_exp, log_weights, terms_of
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ Metrics = dict[str, float]
 @torch.inference_mode()
 def objective_metrics(
     vae: VAE,
-    objective: Callable[..., Terms],
+    objective: Objective,
     images: Tensor | Images,
     split: str,
     seed: int,
@@ -59,9 +59,9 @@ def objective_metrics(
         batch = validation_batch
     single, log_px = torch.empty(2, count, dtype=torch.float64)  # no lists, as in `bounds`
     rates = torch.empty(0)
-    for chunk, x in enumerate(chunks(vae, images, batch)):
+    for chunk, (x, y) in enumerate(chunks(vae, images, batch)):
         with fixed_noise(noise):
-            terms = objective(vae, x, step)
+            terms = terms_of(objective, vae, x, step, y)
         if not chunk:
             rates = torch.empty(count, terms.kl.shape[1], dtype=torch.float64)
         place = slice(chunk * batch, chunk * batch + len(x))
@@ -81,11 +81,12 @@ def objective_metrics(
     return {f"{split}/{name}": value for name, value in scores.items()}
 
 
-def has_batch_term(vae: VAE, objective: Callable[..., Terms], images: Tensor | Images, step: int) -> bool:
+def has_batch_term(vae: VAE, objective: Objective, images: Tensor | Images, step: int) -> bool:
     """Whether the loss is not a mean over images."""
     with fixed_noise(NoiseStreams(0)), torch.inference_mode():
         few = images.take(slice(2)) if isinstance(images, Images) else images[:2]
-        return next(objective(vae, x, step).per_image is None for x in chunks(vae, few, 2))
+        x, y = next(chunks(vae, few, 2))
+        return terms_of(objective, vae, x, step, y).per_image is None
 
 
 @dataclass
@@ -112,8 +113,8 @@ def posteriors(vae: VAE, images: Tensor | Images) -> Posteriors:
 
     def rows() -> Iterator[Tensor]:
         nonlocal form
-        for x in chunks(vae, images, 1000):
-            q, p = vae.encode(x), vae.prior
+        for x, y in chunks(vae, images, 1000):
+            q, p = vae.encode(x, y), vae.prior
             form = form or kl_form(q, p)
             with fixed_noise(noise):
                 z = q.rsample(torch.Size((KL_DRAWS,))) if form == MONTE_CARLO else q.mean.unsqueeze(0)
@@ -147,9 +148,9 @@ def weights_by_chunk(
     size = max(1, rows // samples)
     hidden = not (bar and sys.stderr.isatty())
     parts = tqdm(chunks(vae, images, size), "importance samples", -(-count // size), False, disable=hidden)
-    for chunk, x in enumerate(parts):
+    for chunk, (x, y) in enumerate(parts):
         with fixed_noise(noise):
-            log_w = log_weights(vae, x, samples).double()
+            log_w = log_weights(vae, x, samples, y).double()
         yield slice(chunk * size, chunk * size + len(x)), log_w
 
 

@@ -58,7 +58,7 @@ class Subject:
 
     @cached_property
     def reconstructed(self) -> Tensor:
-        return self.vae.reconstruct(self.examples.to(device_of(self.vae))).cpu()
+        return self.vae.reconstruct(self.examples.to(device_of(self.vae)), y=self.example_labels).cpu()
 
     @cached_property
     def dev(self) -> Posteriors:
@@ -110,8 +110,7 @@ def _visible_noise(s: Subject) -> bool:
     if s.vae.likelihood.binary_only or not s.vae.likelihood.has_sigma:
         return s.vae.likelihood.normalised
     z = prior_draws(s.vae, s.seed, 10).to(device_of(s.vae))
-    with s.vae.given(0):
-        return s.vae.decode(z.unsqueeze(0)).stddev.mean().item() > 1 / 255
+    return s.vae.decode(z.unsqueeze(0), y=0).stddev.mean().item() > 1 / 255
 
 
 def names_of(s: Subject) -> list[str]:
@@ -124,8 +123,7 @@ def draw_figure(name: str, s: Subject) -> Figure:
     """The figure of that name, with its alternative text; raises InputError where the model has none."""
     if reason := lacks(name, s):
         raise InputError(f"figure={name}: {reason}; this model has {', '.join(names_of(s))}")
-    with s.vae.given(s.example_labels):
-        figure = DRAWN[name](s)
+    figure = DRAWN[name](s)
     figures.describe(figure, FIGURES[name].shows)
     return figure
 
@@ -208,7 +206,8 @@ def _rate_distortion(s: Subject) -> Figure:
 
 
 def _decoded_examples(s: Subject) -> torch.distributions.Distribution:
-    return s.vae.decode(s.vae.encode(s.examples.to(device_of(s.vae))).mean.unsqueeze(0))
+    q = s.vae.encode(s.examples.to(device_of(s.vae)), s.example_labels)
+    return s.vae.decode(q.mean.unsqueeze(0), s.example_labels)
 
 
 def _sigma_history(s: Subject) -> Figure:

@@ -38,11 +38,11 @@ def device_of(vae: VAE) -> torch.device:
 
 
 @torch.no_grad()
-def decoded(vae: VAE, z: Tensor, seed: int, x: str = "mean") -> Tensor:
+def decoded(vae: VAE, z: Tensor, seed: int, x: str = "mean", y: Tensor | None = None) -> Tensor:
     """Images (N, C, H, W) on the CPU of z (N, D); what a sampled x draws is a function of the seed."""
     with fixed_noise(derive(seed, "figure 7")), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "figure 7"))
-        return vae.sample(z.to(device_of(vae)), x=x).cpu()
+        return vae.sample(z.to(device_of(vae)), x, y).cpu()
 
 
 @torch.no_grad()
@@ -50,8 +50,7 @@ def reconstruction_figure(vae: VAE, x: Tensor, labels: Tensor, caption: str) -> 
     """z is the posterior mean and x the likelihood's mean, which the caption says."""
     from vae.evaluation import figures
 
-    with vae.given(labels):
-        x_hat = vae.reconstruct(x.to(device_of(vae)), z="mean", x_hat="mean").cpu()
+    x_hat = vae.reconstruct(x.to(device_of(vae)), z="mean", x_hat="mean", y=labels).cpu()
     return figures.reconstructions(x, x_hat, f"{caption}; z: posterior mean; x: mean of p(x|z)")
 
 
@@ -63,8 +62,7 @@ def prior_figure(vae: VAE, seed: int, caption: str, x: str = "mean", class_names
     if vae.classes:
         classes = torch.arange(min(vae.classes, EXAMPLES)).repeat_interleave(EXAMPLES)
         z = prior_draws(vae, seed, EXAMPLES).repeat(len(classes) // EXAMPLES, 1)
-        with vae.given(classes):
-            images = decoded(vae, z, seed, x)
+        images = decoded(vae, z, seed, x, classes)
         text = f"{caption}; a row for each class, in each column the same draw of z from the prior; x: {what}"
         names = list(class_names or map(str, range(vae.classes)))[:EXAMPLES]
         return figures.grid(images, EXAMPLES, text, names)
@@ -125,7 +123,6 @@ def mean_sigma(vae: VAE, data: ImageDataModule) -> float | None:
     x, labels = example_images(data)
     training = vae.training
     vae.eval()
-    with vae.given(labels):
-        p = vae.decode(vae.encode(x.to(device_of(vae))).mean.unsqueeze(0))
+    p = vae.decode(vae.encode(x.to(device_of(vae)), labels).mean.unsqueeze(0), labels)
     vae.train(training)
     return p.stddev.mean().item()

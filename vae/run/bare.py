@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vae.data.batches import as_floats
 from vae.data.module import ImageDataModule
+from vae.objectives import terms_of
 from vae.run.build import build_model
 from vae.run.keys import Settings
 
@@ -48,8 +49,8 @@ class Bare:
             yield torch.bernoulli(x) if self.dynamic else x, self.labels.index_select(0, rows)
 
     def loss(self, x: Tensor, labels: Tensor, step: int) -> Tensor:
-        with torch.autocast(self.device.type, self.half, enabled=self.half is not None), self.vae.given(labels):
-            return self.objective(self.vae, x, step).loss
+        with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
+            return terms_of(self.objective, self.vae, x, step, labels).loss
 
     def epoch(self) -> Iterator[None]:
         """An epoch, a step for each `next`."""

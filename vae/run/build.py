@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from vae.errors import InputError
 from vae.model import VAE
 from vae.networks import Shape
 from vae.noise import derive
+from vae.objectives import Objective
 from vae.run.keys import Plain, Settings, leaves
 from vae.run.memory import require_memory
 from vae.run.own_parts import import_target
@@ -104,10 +106,16 @@ def _widths(plain: Plain) -> Plain:
 
 def build_lit(settings: Settings, vae: VAE, data_facts: Plain | None = None) -> LitVAE:
     plain = settings.plain
+    objective = build_objective(settings)
+    if vae.classes and not takes_labels(objective):
+        raise InputError(
+            f"model.conditional=true: objective={type(objective).__name__} takes no labels; let its __call__ take "
+            "(vae, x, step, y), or take model.conditional=false"
+        )
     has_schedule = plain["scheduler"]["_target_"] is not None
     return LitVAE(
         vae,
-        objective=build_objective(settings),
+        objective=objective,
         optimizer=instantiate_part("optimizer", plain["optimizer"]),
         scheduler=instantiate_part("scheduler", plain["scheduler"]) if has_schedule else None,
         seed=settings.seed,
@@ -117,8 +125,18 @@ def build_lit(settings: Settings, vae: VAE, data_facts: Plain | None = None) -> 
     )
 
 
-def build_objective(settings: Settings) -> Any:
-    return instantiate_part("objective", settings.plain["objective"])
+def build_objective(settings: Settings) -> Objective:
+    objective: Objective = instantiate_part("objective", settings.plain["objective"])
+    return objective
+
+
+def takes_labels(objective: Objective) -> bool:
+    """Whether it can be called with labels y, as `terms_of` does for a conditional model."""
+    try:
+        signature(objective).bind("vae", "x", 0, "y")
+    except TypeError:
+        return False
+    return True
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from torch import Tensor
 
-from vae.data.batches import as_floats
+from vae.data.batches import Images, as_floats
 from vae.data.module import ImageDataModule
 from vae.errors import InputError
 from vae.evaluation.estimates import bounds
@@ -41,6 +41,7 @@ class TrainedRun(Run):
     lit: LitVAE
     which: str = "best"  # the checkpoint
     data_root: str | None = None
+    label: int | None = None  # the class that a command names for every image of a conditional model
 
     @property
     def vae(self) -> VAE:
@@ -74,10 +75,11 @@ class TrainedRun(Run):
         last = self.checkpoint("last")
         return checkpoints.read_history(last if last.exists() else self.checkpoint(self.which))
 
-    def log_prob(self, x: Tensor, samples: int = 500, seed: int = 0) -> Tensor:
+    def log_prob(self, x: Tensor, samples: int = 500, seed: int = 0, y: Tensor | None = None) -> Tensor:
         """log p(x) (N,) of images (N, C, H, W), uint8 or floats in [0, 1], in nats: the importance-weighted bound.
 
-        Raises InputError where the likelihood has no nats, or is not defined on these images.
+        A conditional model takes labels y (N,) and gives log p(x|y). Raises InputError where the likelihood has no
+        nats, or is not defined on these images.
         """
         if not self.vae.likelihood.normalised:
             raise InputError(
@@ -85,7 +87,7 @@ class TrainedRun(Run):
                 "no log p(x); train with a normalised one, such as likelihood=gaussian"
             )
         self.vae.likelihood.check(as_floats(x))
-        return bounds(self.vae, x, samples, seed)[1]
+        return bounds(self.vae, x if y is None else Images(x, y), samples, seed)[1]
 
 
 def frame(rows: list[dict[str, Any]]) -> "DataFrame":

@@ -103,8 +103,7 @@ class Dashboard(Callback):
         self.sheet.begin(writer)
         self.seen = self.history.images, self.history.seconds
         if trainer.ckpt_path is None:  # a resumed run's events hold it already
-            with pl_module.vae.given(0):
-                add_graph(writer, pl_module.vae)
+            add_graph(writer, pl_module.vae)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # a signal only interrupts: the same command continues the run
@@ -121,8 +120,7 @@ class Dashboard(Callback):
         vae.eval()
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
         self._curves(writer, step, vae)
-        with vae.given(data.dev.labels[:WATCHED]):
-            self._latents(writer, vae, as_floats(data.dev.images[:WATCHED]), step)
+        self._latents(writer, vae, as_floats(data.dev.images[:WATCHED]), data.dev.labels[:WATCHED], step)
         if self.every and (is_round(epoch) or epoch % self.every == 0 or epoch == trainer.max_epochs):
             for name, figure in self._pictures(vae, *example_images(data), f"{self.caption}; epoch {epoch}").items():
                 writer.add_figure(name, figure, step, close=False)
@@ -160,9 +158,9 @@ class Dashboard(Callback):
         return lines
 
     @torch.no_grad()
-    def _latents(self, writer: "SummaryWriter", vae: VAE, x: Tensor, step: int) -> None:
+    def _latents(self, writer: "SummaryWriter", vae: VAE, x: Tensor, y: Tensor, step: int) -> None:
         """Histograms of q's means and variances, the active units, and a word when their number leaves or meets 0."""
-        q = vae.encode(x.to(device_of(vae)))
+        q = vae.encode(x.to(device_of(vae)), y)
         active = int(metrics.active_units(q.mean).sum())
         writer.add_scalar("dev/active_units", active, step)
         for name, values in (("posterior_mean", q.mean.cpu()), ("posterior_variance", q.variance.cpu())):
@@ -191,26 +189,27 @@ class Dashboard(Callback):
 
 
 class Means(nn.Module):
-    """x -> the decoder's parameters at the posterior mean: what the graph shows, without a draw."""
+    """x, and y of a conditional model -> the decoder's output at the posterior mean: the graph without a draw."""
 
     def __init__(self, vae: VAE) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.latents = vae.encoder, vae.decoder, vae.latent_dim
+        self.vae = vae
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.decoder(self.encoder(x)[:, : self.latents])
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.vae.decoder_output(self.vae.encode(x, y).mean.unsqueeze(0), y)
 
 
 def add_graph(writer: "SummaryWriter", vae: VAE) -> None:
     """The two halves as a graph; says in one line why there is none, since a part of one's own may not be traceable."""
     training, x = vae.training, torch.zeros(1, *vae.image_shape, device=device_of(vae))
+    labels = [torch.zeros(1, dtype=torch.int64)] if vae.classes else []
     vae.eval()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore"
             )  # torch calls its tracer deprecated, and TensorBoard's writer knows no other
-            writer.add_graph(Means(vae), x)
+            writer.add_graph(Means(vae), (x, *labels))
     except Exception as error:
         log.info("no graph in TensorBoard: %s", (str(error).splitlines() or [type(error).__name__])[0])
     vae.train(training)

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vae.model import VAE
 from vae.noise import RepeatedNoise, StepSeeds, derive, fixed_noise, seed_generators, shared_noise
-from vae.objectives import Terms
+from vae.objectives import Objective, terms_of
 from vae.training.checkpoints import FORMAT
 from vae.training.finiteness import NonFiniteWatch
 from vae.training.lightning_insides import BaseModule
@@ -23,7 +23,7 @@ GRAD_NORM_EVERY = 50  # steps; taking the norm of all gradients in each step wou
 
 
 class LitVAE(BaseModule):
-    """`objective(vae, x, step) -> Terms`; `optimizer` and `scheduler` are torch's own, given as partials.
+    """`objective(vae, x, step[, y]) -> Terms`; `optimizer` and `scheduler` are torch's own, given as partials.
 
     The noise of a training step depends on (seed, rank, step, batch) alone, that of an evaluation on (seed, split,
     place of the image) alone. So a resumed run repeats an undisturbed one to the bit.
@@ -32,7 +32,7 @@ class LitVAE(BaseModule):
     def __init__(
         self,
         vae: VAE,
-        objective: Callable[[VAE, Tensor, int], Terms],
+        objective: Objective,
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[..., Any] | None = None,
         seed: int = 0,
@@ -70,8 +70,8 @@ class LitVAE(BaseModule):
         x = batch[0]  # (B, C, H, W) in [0, 1]
         step, rank, ranks = self.global_step, self.global_rank, self.world_size
         seed_generators(self.step_seeds(rank, step, batch_idx, self.batches_a_step), self.device)
-        with shared_noise(self.seed, step, batch_idx, rank, ranks, self.device), self.vae.given(*batch[1:]):
-            terms = self.objective(self.vae, x, step)
+        with shared_noise(self.seed, step, batch_idx, rank, ranks, self.device):
+            terms = terms_of(self.objective, self.vae, x, step, *batch[1:])
         if terms.p is not None:
             self.vae.likelihood.after_step(terms.p)
         if step < FIRST_STEPS:
@@ -95,8 +95,8 @@ class LitVAE(BaseModule):
             if split not in self.noise:
                 self.noise[split] = RepeatedNoise(derive(self.seed, f"evaluation {split}"), self.device)
             self.noise[split].start()
-        with fixed_noise(self.noise[split]), self.vae.given(*batch[1:]):
-            self.meters[split].add(self.objective(self.vae, batch[0], self.global_step))
+        with fixed_noise(self.noise[split]):
+            self.meters[split].add(terms_of(self.objective, self.vae, batch[0], self.global_step, *batch[1:]))
 
     def on_validation_epoch_end(self) -> None:
         """Logs training's means too: validation closes the epoch, and checkpoints and pictures read them afterwards."""
