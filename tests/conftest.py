@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from browser import browser  # noqa: F401 (a fixture)
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from vae.data import module
 from vae.run import settings
-from vae.run.keys import CONF, Settings
+from vae.run.compose import compose_config
+from vae.run.keys import Settings
 from vae.run.process import log_to
 
 ROOT = Path(__file__).parent.parent
@@ -60,8 +60,7 @@ def digits_once() -> Iterator[None]:
 
 @functools.cache
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose("config", overrides=list(overrides), return_hydra_config=True)
+    return compose_config(overrides, with_hydra=True)
 
 
 def composed(*overrides: str) -> DictConfig:

@@ -10,7 +10,7 @@ from faults_tools import SCREEN
 
 from vae.commands import bench, bench_each, cli
 from vae.errors import InputError
-from vae.run import settings
+from vae.run.compose import compose
 from vae.run.keys import CONF
 
 TINY = [
@@ -25,7 +25,7 @@ PARTS = {
 
 @pytest.fixture(scope="module")
 def bare() -> bench.Bare:
-    s = settings.check(bench.compose(TINY))
+    s = compose(TINY)
     return bench.Bare(s, bench.build_data(s))
 
 

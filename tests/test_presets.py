@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import process
-from hydra import initialize_config_dir
 
 from vae.errors import InputError
 from vae.run import command
+from vae.run.compose import compose_config, hydra_over
 from vae.run.keys import CONF
 
 PRESETS = sorted(path.stem for path in Path(CONF, "sweep").glob("*.yaml"))
@@ -22,7 +22,7 @@ def preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     file.parent.mkdir(parents=True)
     common, lines = ["seed=0,1", "dropout=0.1"], ["", "latent_dim=2,3", "model=conv model.encoder.norm=batch"]
     file.write_text(yaml.safe_dump({"common": common, "lines": lines}))
-    with initialize_config_dir(CONF, version_base="1.3"):
+    with hydra_over():
         monkeypatch.setattr(command, "CONF", str(tmp_path / "conf"))
         yield
 
@@ -52,9 +52,9 @@ def test_every_preset_is_accepted(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_run_of_a_preset_is_a_configuration_of_its_own(name: str) -> None:
-    with initialize_config_dir(CONF, version_base="1.3"):
+    with hydra_over():
         jobs = command.preset_jobs(name, ["seed=0"])
-        composed = [command.compose_settings(job) for job in jobs]
+    composed = [compose_config(job) for job in jobs]
     assert len({str(cfg) for cfg in composed}) == len(jobs) > 5
 
 

@@ -12,13 +12,10 @@ import joblib
 import pytest
 import yaml
 from conftest import ROOT, tree
-from hydra import initialize_config_dir
 
 from vae.commands import cli, ledger, reproduce
 from vae.commands.reproduce import Claim, Rung, commands, judge, ladder, mean_and_error, verdict
-from vae.run import settings
-from vae.run.command import compose_settings
-from vae.run.keys import CONF
+from vae.run.compose import compose
 from vae.run.sweep import is_locked
 
 TINY = (
@@ -44,19 +41,16 @@ def vae(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_every_rung_s_runs_compose_and_its_claims_name_them() -> None:
     rungs = ladder()
     assert {"T0", "T1", "T2", "T3", "T4", "T5", "T6", "T7", "T8"} <= set(rungs)
-    with initialize_config_dir(CONF, version_base="1.3"):
-        for one in rungs.values():
-            assert one.source
-            assert one.seeds
-            for overrides in one.runs.values():
-                settings.check(compose_settings(overrides))
-            for claim in one.claims:
-                assert {claim.of, claim.minus or claim.of} <= set(one.runs)
-                assert sum(bound is not None for bound in (claim.target, claim.below, claim.above)) == 1
-                assert claim.minus is None or claim.target is None
-                for name in claim.sides:
-                    made = settings.check(compose_settings(one.runs[name]))
-                    assert "nll" not in claim.metric or made.evaluation.samples > 0
+    for one in rungs.values():
+        assert one.source
+        assert one.seeds
+        composed = {name: compose(overrides) for name, overrides in one.runs.items()}
+        for claim in one.claims:
+            assert {claim.of, claim.minus or claim.of} <= set(one.runs)
+            assert sum(bound is not None for bound in (claim.target, claim.below, claim.above)) == 1
+            assert claim.minus is None or claim.target is None
+            for name in claim.sides:
+                assert "nll" not in claim.metric or composed[name].evaluation.samples > 0
 
 
 @pytest.mark.parametrize(
@@ -260,8 +254,7 @@ def test_the_ledger_separates_what_does_not_compare_and_sorts_the_rest(tmp_path:
         folder = tmp_path / name
         folder.mkdir()
         given = ["data=digits", "likelihood=bernoulli", "data.binarize=dynamic", f"run_dir={folder}", *overrides]
-        with initialize_config_dir(CONF, version_base="1.3"):
-            plain = settings.check(compose_settings(given)).plain
+        plain = compose(given).plain
         (folder / "config.yaml").write_text(yaml.safe_dump(plain))
         metrics = {"test/nll": nll, "test/nll_samples": samples, "epochs": 1, "best_epoch": 1, "stopped_early": 0}
         origin = {"format": 2, "git_commit": None, "data_md5": "1"}

@@ -28,9 +28,9 @@ from vae.errors import InputError
 from vae.evaluation import estimates
 from vae.noise import fixed_noise
 from vae.objectives import terms_of
-from vae.run import command, settings
 from vae.run.bare import Bare, elapsed, timed
 from vae.run.build import build_data, build_model
+from vae.run.compose import compose
 from vae.run.directory import Run
 from vae.run.keys import CONF, Settings
 from vae.run.process import log_to
@@ -259,13 +259,6 @@ def start_up(overrides: list[str], turns: int) -> Seconds:
     return seconds
 
 
-def compose(overrides: list[str]) -> Any:
-    from hydra import initialize_config_dir
-
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return command.compose_settings(overrides)
-
-
 def spread(values: list[float]) -> float:
     return (max(values) - min(values)) / 2
 
@@ -344,8 +337,7 @@ def main(overrides: list[str], turns: int, usual: bool, as_json: bool) -> None:
     """Measures and prints; raises InputError for turns below 1."""
     if turns < 1:
         raise InputError(f"--turns {turns}: must be a whole number of at least 1; for example --turns 3")
-    command.check(overrides)
-    s = settings.check(compose([*overrides, f"trainer.max_epochs={turns + 1}"]))  # schedules follow
+    s = compose([*overrides, f"trainer.max_epochs={turns + 1}"])  # schedules follow
     if s.threads:
         torch.set_num_threads(s.threads)
     with redirect_stdout(sys.stderr):  # the progress of training

@@ -6,11 +6,11 @@ from statistics import median
 import torch
 import yaml
 
-from vae.commands.bench import TURN, compose
+from vae.commands.bench import TURN
 from vae.errors import InputError
-from vae.run import command, settings
 from vae.run.bare import Bare, timed
 from vae.run.build import build_data
+from vae.run.compose import compose
 from vae.run.keys import CONF
 
 GROUPS = ("prior", "posterior", "likelihood", "objective", "optimizer")  # what a step of the same data is made of
@@ -19,14 +19,13 @@ GROUPS = ("prior", "posterior", "likelihood", "objective", "optimizer")  # what 
 def main(group: str, overrides: list[str], turns: int) -> None:
     """Prints a line an option: milliseconds a step, as a median over turns, and the ratio to the group's default."""
     usual, options = options_of(group, overrides)
-    command.check(overrides)
-    default = settings.check(compose(overrides))
+    default = compose(overrides)
     if default.threads:
         torch.set_num_threads(default.threads)
     data, loops = build_data(default), {}
     for option in options:
         try:
-            loops[option] = Bare(settings.check(compose([*overrides, f"{group}={option}"])), data)
+            loops[option] = Bare(compose([*overrides, f"{group}={option}"]), data)
         except InputError as error:
             print(f"{option:<22} {error}")
     spent = {option: median(times) for option, times in measure(loops, turns).items()}

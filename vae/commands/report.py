@@ -10,8 +10,9 @@ from vae.commands.meanings import meaning
 from vae.commands.page import check_output, write_page
 from vae.errors import InputError
 from vae.evaluation.catalogue import FIGURES
+from vae.run.compose import compose
 from vae.run.find import find_run, is_run
-from vae.run.keys import CONF, Plain, known_keys, leaves, show
+from vae.run.keys import Plain, known_keys, leaves, show
 from vae.run.sweep import find_directories
 from vae.words import duration, short_commits
 
@@ -250,14 +251,7 @@ def keys(plain: Plain) -> list[dict[str, Any]]:
 
 def default_settings() -> Plain:
     """The configuration of `python train.py` without arguments."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.utils import setup_globals
-
-    from vae.run.settings import resolve
-
-    setup_globals()  # the resolver of dates in run_dir
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return resolve(compose("config"))
+    return compose().plain
 
 
 def packed_plotly() -> str:

@@ -20,15 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
 from vae.errors import InputError, RunFailed, Stopped
 from vae.evaluation.statistics import interval
 from vae.files import replace
-from vae.run import settings
-from vae.run.command import compose_settings
+from vae.run.compose import compose
 from vae.run.directory import NOT_IDENTITY, describe_differences, differences, read_metrics, read_settings
 from vae.run.keys import CONF, nearest
 from vae.words import digits, short_commits
@@ -175,18 +171,14 @@ def require_free(overrides: Sequence[str]) -> None:
 
 def require_same(runs: Sequence[tuple[Path, list[str]]]) -> None:
     """Raises InputError for a key that there is not, and for a run that is there under another configuration."""
-    with initialize_config_dir(CONF, version_base="1.3"):
-        for directory, arguments in runs:
-            try:
-                wanted = settings.check(compose_settings(arguments)).plain
-            except (HydraException, OmegaConfBaseException) as error:
-                raise InputError(f"{' '.join(arguments)}: {' '.join(str(error).split())}") from error
-            path = directory / "config.yaml"
-            if path.exists() and (differ := differences(read_settings(path), wanted)):
-                raise InputError(
-                    f"{directory}: belongs to another configuration, which differs in {describe_differences(differ)}; "
-                    "name another folder with --out"
-                )
+    for directory, arguments in runs:
+        wanted = compose(arguments).plain
+        path = directory / "config.yaml"
+        if path.exists() and (differ := differences(read_settings(path), wanted)):
+            raise InputError(
+                f"{directory}: belongs to another configuration, which differs in {describe_differences(differ)}; "
+                "name another folder with --out"
+            )
 
 
 def changed(overrides: Sequence[str]) -> str:

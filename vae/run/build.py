@@ -82,17 +82,18 @@ def build_vae(settings: Settings, image_shape: Shape, classes: int = 0) -> VAE:
     if settings.model.conditional and not classes:
         raise InputError("model.conditional=true: the images have no labels; give labels, or take false")
     decoder = {name: value for name, value in plain["model"]["decoder"].items() if name != "init_bias"}
-    torch.default_generator.manual_seed(derive(settings.seed, "weights"))
-    return VAE(
-        encoder=instantiate_part("model.encoder", plain["model"]["encoder"]),
-        decoder=instantiate_part("model.decoder", decoder),
-        likelihood=instantiate_part("likelihood", plain["likelihood"]),
-        latent_dim=settings.latent_dim,
-        image_shape=image_shape,
-        prior=instantiate_part("prior", plain["prior"]),
-        posterior=instantiate_part("posterior", plain["posterior"]),
-        classes=classes if settings.model.conditional else 0,
-    )
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers are as before
+        torch.default_generator.manual_seed(derive(settings.seed, "weights"))
+        return VAE(
+            encoder=instantiate_part("model.encoder", plain["model"]["encoder"]),
+            decoder=instantiate_part("model.decoder", decoder),
+            likelihood=instantiate_part("likelihood", plain["likelihood"]),
+            latent_dim=settings.latent_dim,
+            image_shape=image_shape,
+            prior=instantiate_part("prior", plain["prior"]),
+            posterior=instantiate_part("posterior", plain["posterior"]),
+            classes=classes if settings.model.conditional else 0,
+        )
 
 
 def _widths(plain: Plain) -> Plain:

@@ -1,6 +1,6 @@
 """Arguments before and exit codes after the run of train.py; what is refused before anything is written.
 
-Imports neither torch nor lightning, so that a mistyped key is answered at once.
+Imports neither torch nor lightning.
 """
 
 import argparse
@@ -13,39 +13,32 @@ import importlib
 import itertools
 import logging
 import os
-import re
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime
-from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import CompactHydraException, HydraException, MissingConfigException
+from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from vae.errors import InputError, ending, is_known
 from vae.run import settings
+from vae.run.compose import compose_config, config_folders, explain, hydra_over, key_of, normalise, parse
 from vae.run.directory import FAILED_EVENTS, Run
 from vae.run.jobs import name_jobs, names_its_jobs, write_failure
-from vae.run.keys import CONF, Settings, known_keys, nearest
-from vae.run.own_parts import GROUPS_OF_PARTS
+from vae.run.keys import CONF, Settings
 from vae.run.plan import Failed, Job, list_jobs, plan_jobs
-from vae.run.process import find_own_modules, in_a_child, in_a_sweep, log_file, log_to, slurm_job, stop_with_the_sweep
+from vae.run.process import find_own_modules, in_a_sweep, log_file, log_to, slurm_job, stop_with_the_sweep
 
 HYDRA_ANSWERS = ("hydra_help", "shell_completion", "experimental_rerun")
 DRY_RUN = "--dry-run"
 PRESET = "hydra.sweeper.preset="
-LAUNCHERS = ("hydra_joblib_launcher", "hydra_submitit_launcher")  # of the extra `sweep`
-HYDRA_PLACES = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
 
 
 class JobFailed(CompactHydraException):
@@ -56,57 +49,27 @@ class JobFailed(CompactHydraException):
 
 
 def prepare(arguments: list[str]) -> list[str]:
-    """The arguments as Hydra is to meet them: flags first, own parts opened, a place for a sweep.
+    """The arguments as Hydra is to meet them: flags first, values quoted, own parts opened, a folder for a sweep.
 
     Modules of the working directory can be named as own parts.
     """
     if DRY_RUN in arguments:  # a flag that Hydra does not know
-        return [DRY_RUN, *prepare([one for one in arguments if one != DRY_RUN])]
+        return [DRY_RUN, *prepare([argument for argument in arguments if argument != DRY_RUN])]
     find_own_modules()
-    overrides = list(_parse(arguments).overrides)
+    parsed = parse(arguments)
     flags = list(arguments)
-    for override in overrides:
+    for override in parsed.overrides:
         flags.remove(override)
-    return with_run_dir([*flags, *choose_preset(open_own_parts([quote(override) for override in overrides]))])
-
-
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    """Hydra's own parser takes overrides on one side of `-m` only."""
-    return get_args_parser().parse_intermixed_args([one for one in arguments if one != DRY_RUN])
-
-
-def quote(override: str) -> str:
-    """A value with `=`, as in the name of a sweep's folder, in the quotes that Hydra wants around it."""
-    key, _, value = override.partition("=")
-    if "=" not in value:
-        return override
-    try:
-        OverridesParser.create().parse_override(override)
-    except HydraException:
-        return f"{key}='" + value.replace("'", "\\'") + "'"
-    return override
-
-
-def open_own_parts(overrides: list[str]) -> list[str]:
-    """`likelihood._target_=mypkg.Head likelihood.width=3` as Hydra takes it: no key of the default option is left."""
-    opened, result = [], []
-    chosen = {override.partition("=")[0].lstrip("+") for override in overrides}
-    for group in GROUPS_OF_PARTS:
-        path = group.replace(".", "/")
-        if f"{group}._target_" in chosen and path not in chosen:
-            opened.append(f"{group}.")
-            result.append(f"{path}=own")
-    free = (*opened, "callbacks.extra.", "logger.")
-    return [*result, *(f"++{one}" if one.startswith(free) else one for one in overrides)]
+    return with_run_dir([*flags, *choose_preset(normalise(parsed.overrides, sweep=parsed.multirun))])
 
 
 def choose_preset(overrides: list[str]) -> list[str]:
     """`sweep=NAME`, a file of conf/sweep/, as Hydra takes it: a sweeper and its argument; it has its own place."""
-    names = [one.removeprefix("sweep=") for one in overrides if one.startswith("sweep=")]
-    rest = [one for one in overrides if not one.startswith("sweep=")]
+    names = [override.removeprefix("sweep=") for override in overrides if override.startswith("sweep=")]
+    rest = [override for override in overrides if not override.startswith("sweep=")]
     if not names:
         return rest
-    place = [] if any(_key(one) == "run_dir" for one in rest) else [f"run_dir=outputs/multirun/{names[-1]}"]
+    place = [] if any(key_of(override) == "run_dir" for override in rest) else [f"run_dir=outputs/multirun/{names[-1]}"]
     return [f"{PRESET}{names[-1]}", *place, *rest]
 
 
@@ -147,41 +110,58 @@ def check(arguments: list[str]) -> list[Job]:
     parsed = _parse(arguments)
     if any(getattr(parsed, question, None) for question in HYDRA_ANSWERS):
         return []
-    folders = config_folders(parsed)
     composed.cache_clear()
-    with initialize_config_dir(CONF, version_base="1.3"):
-        try:
-            for override in parsed.overrides:
-                _check_override(override, folders)
-                if override.startswith(PRESET) and not parsed.multirun:
-                    raise InputError(f"sweep={override.removeprefix(PRESET)}: is several runs; give it with -m")
-            if parsed.multirun:
-                return plan_sweep(parsed.overrides, arguments)
-            composed(tuple(parsed.overrides), parsed.config_name, tuple(folders))
-            return []
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise InputError(explain(error, parsed.overrides, parsed.config_name, folders)) from error
+    if parsed.multirun:
+        return plan_sweep(parsed.overrides, arguments)
+    for override in parsed.overrides:
+        if override.startswith(PRESET):
+            raise InputError(f"sweep={override.removeprefix(PRESET)}: is several runs; give it with -m")
+    check_place(Path(composed(tuple(parsed.overrides), parsed.config_name, _folders(parsed)).run_dir))
+    return []
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    return parse([argument for argument in arguments if argument != DRY_RUN])
+
+
+def _folders(parsed: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(config_folders(parsed))
+
+
+def check_place(directory: Path) -> None:
+    """Raises InputError for a run_dir that is a file, lies below one, or cannot be written."""
+    nearest = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise InputError(f"run_dir={directory}: {nearest} is not a folder; name a folder that can be written")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"run_dir={directory}: {nearest} cannot be written; name a folder that can be")
 
 
 def plan_sweep(overrides: list[str], arguments: list[str] | None = None) -> list[Job]:
     """The jobs of a sweep, checked one by one, under the flags of the command line; raises InputError."""
     parsed = _parse(sys.argv[1:] if arguments is None else arguments)
-    folders = tuple(config_folders(parsed))
-    _check_sweep(overrides)
-    each = jobs(overrides)
+    folders = _folders(parsed)
+    with hydra_over(folders):
+        try:
+            _check_sweep(overrides)
+            each = jobs(overrides)
+        except (HydraException, ValueError) as error:
+            raise InputError(explain(error, overrides, parsed.config_name, folders)) from error
     checked = [composed(tuple(job), parsed.config_name, folders) for job in each]
     if any(s.trainer.strategy == "ddp" for s in checked):
         raise InputError(
             "trainer.strategy=ddp: with -m each of its processes would start the whole sweep again; "
             "take trainer.strategy=ddp_fork (CPU) or ddp_spawn, or run the jobs one by one"
         )
-    return plan_jobs(Path(checked[0].run_dir), name_jobs(each), each, checked)
+    root = Path(checked[0].run_dir)
+    check_place(root)
+    return plan_jobs(root, name_jobs(each), each, checked)
 
 
 @functools.cache
 def composed(overrides: tuple[str, ...], name: str | None, folders: tuple[str, ...]) -> Settings:
     """The settings that overrides give, checked."""
-    return settings.check(compose_settings(list(overrides), name, folders))
+    return settings.check(compose_config(overrides, folders, name))
 
 
 def _check_sweep(overrides: list[str]) -> None:
@@ -194,28 +174,6 @@ def _check_sweep(overrides: list[str]) -> None:
         if key == "run_dir" and override.is_sweep_override():
             raise InputError(f"{line}: a sweep has one folder; give one, or one command for each")
         given[key] = line
-
-
-def config_folders(parsed: argparse.Namespace) -> list[str]:
-    """The person's own folders of YAML files: `--config-dir` and `hydra.searchpath`; raises InputError without them."""
-    if parsed.config_path:
-        raise InputError(f"--config-path={parsed.config_path}: conf/ stays; add your own folder with --config-dir")
-    folders = [parsed.config_dir] if parsed.config_dir else []
-    for override in parsed.overrides:
-        if override.lstrip("+").startswith("hydra.searchpath="):
-            value = OverridesParser.create().parse_override(override).value()
-            folders += [str(one).removeprefix("file://") for one in value] if isinstance(value, list) else [str(value)]
-    for folder in folders:
-        if "://" not in folder and not Path(folder).is_dir():
-            raise InputError(f"--config-dir={folder}: is no folder; give one that holds YAML files by group")
-    return folders
-
-
-def compose_settings(overrides: list[str], name: str | None = None, folders: Iterable[str] = ()) -> DictConfig:
-    """The configuration without Hydra's own part, from `conf/` and a person's own folders."""
-    ours = [one for one in overrides if not one.lstrip("+~").startswith(("hydra.", "hydra/"))]
-    paths = [one if "://" in one else f"file://{Path(one).resolve()}" for one in folders]
-    return compose(name or "config", overrides=[*ours, *([f"hydra.searchpath=[{','.join(paths)}]"] if paths else [])])
 
 
 def jobs(overrides: list[str]) -> list[list[str]]:
@@ -240,11 +198,7 @@ def preset_jobs(name: str, overrides: list[str]) -> list[list[str]]:
 
 def _merged(overrides: list[str]) -> list[str]:
     """The last of each key."""
-    return list({_key(one): one for one in overrides}.values())
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+")
+    return list({key_of(one): one for one in overrides}.values())
 
 
 def product(overrides: list[str]) -> list[list[str]]:
@@ -260,29 +214,6 @@ def product(overrides: list[str]) -> list[list[str]]:
     return [list(one) for one in itertools.product(*choices)]
 
 
-def _check_override(override: str, folders: list[str]) -> None:
-    """Raises InputError for what is no override at all, one that takes a key away, and one that is passed over."""
-    try:
-        parsed = OverridesParser.create().parse_override(override)
-    except HydraException as error:
-        raise InputError(f"{override}: cannot be read ({' '.join(str(error).split())}); give key=value") from error
-    key = parsed.get_key_element().lstrip("+~")
-    if not key:
-        raise InputError(f"{override}: names no key; give key=value")
-    if parsed.is_delete() and (key in known_keys() or _group_folders(key, folders)):
-        raise InputError(f"{override}: nothing can be removed, as a run needs all its keys; give {key} another value")
-    if key in HYDRA_PLACES and not in_a_child():  # Lightning names one for its other processes
-        raise InputError(f"{override}: Hydra's folders are not used; a run or sweep goes to run_dir=...")
-    if key == "hydra/launcher":
-        package = f"hydra_{str(parsed.value()).partition('_')[0]}_launcher"
-        if package in LAUNCHERS and find_spec(f"hydra_plugins.{package}") is None:
-            raise InputError(f"{override}: {package} is not installed; pip install 'vae-lightning[sweep]'")
-
-
-def _group_folders(group: str, folders: Iterable[str]) -> list[Path]:
-    return [path for path in (Path(root, group) for root in (CONF, *folders)) if path.is_dir()]
-
-
 def with_run_dir(arguments: list[str]) -> list[str]:
     """A sweep that names no `run_dir` goes to outputs/multirun/<time>; a single run's time is in the configuration.
 
@@ -296,27 +227,6 @@ def with_run_dir(arguments: list[str]) -> list[str]:
         digest = hashlib.sha256(" ".join(arguments).encode()).hexdigest()[:8]
         return [*arguments, f"run_dir=outputs/{'multirun' if sweep else 'slurm'}/{job}-{digest}"]
     return [*arguments, f"run_dir=outputs/multirun/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"] if sweep else arguments
-
-
-def explain(error: Exception, overrides: list[str], name: str | None = None, folders: Iterable[str] = ()) -> str:
-    """Hydra's several lines as one, with the nearest known key or the options there are."""
-    message = str(error)
-    if isinstance(error, MissingConfigException) and name is not None and "primary config" in message:
-        return f"--config-name={name}: there is no such file; leave it out, or name a YAML file of your --config-dir"
-    missing = re.search(r"Could not find '([\w/]+)/([^/']+)'", message)
-    if missing:
-        group, option = missing.groups()
-        options = {p.stem for folder in _group_folders(group, folders) for p in folder.glob("*.yaml")} - {"base"}
-        return f"{group}={option}: there is no such option; it is one of {', '.join(sorted(options))}"
-    unknown = re.search(r"Could not (?:override|delete|append)[^']*'([\w./@-]+)'", message)
-    if unknown:
-        key, known = unknown.group(1), known_keys()
-        given = next((o for o in overrides if o.lstrip("+~").startswith((f"{key}=", f"{key}@"))), key)
-        if key in known:
-            return f"{given}: is a key of another option of {key.rpartition('.')[0]}; see `python train.py --cfg job`"
-        groups = [str(p.relative_to(CONF)) for p in Path(CONF).glob("**/*") if p.is_dir()]
-        return f"{given}: there is no such key; {nearest(key, [*known, *groups])}"
-    return " ".join(message.split()) + "; see `python train.py --help`"
 
 
 # --- around and after -------------------------------------------------------------------------------------------------

@@ -286,16 +286,13 @@ def reasons(tables: Sequence[Table]) -> list[str]:
 
 def default_values(settings: Sequence[Plain]) -> Keys:
     """What the varying keys are without being set, on the data set and with the parts that all these runs share."""
-    from hydra import initialize_config_dir
-    from omegaconf import OmegaConf
-
-    from vae.run.command import compose_settings
+    from vae.run.compose import compose_config
+    from vae.run.settings import resolve
 
     names = {plain["data"].get("name") for plain in settings}
     data = [f"data={name}" for name in names if len(names) == 1 and Path(CONF, "data", f"{name}.yaml").is_file()]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        plain = OmegaConf.to_container(compose_settings([*data, *_shared_parts(settings)]), resolve=True)
-    return {key: show(value) for key, value in flatten(plain).items()}  # type: ignore[arg-type]  # a dict, as conf/ is
+    plain = resolve(compose_config([*data, *_shared_parts(settings)]))
+    return {key: show(value) for key, value in flatten(plain).items()}
 
 
 def _shared_parts(settings: Sequence[Plain]) -> list[str]:

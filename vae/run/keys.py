@@ -8,6 +8,7 @@ import functools
 import inspect
 import json
 import math
+import os
 import re
 import types
 from collections.abc import Collection, Iterator, Sequence
@@ -19,10 +20,14 @@ from annotated_types import Ge, Gt, Le, Len, Lt, MinLen
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+from vae.errors import InputError
+
 PACKAGE = Path(__file__).resolve().parent.parent
 # in a wheel inside the package, in a checkout beside it
 CONF = str(PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf")
 Plain = dict[str, Any]
+PLACES = ("run_dir", "data.root", "data.path", "evaluation.cache_dir")  # keys that hold a path
+LONGEST_NAME = 255  # bytes of a file's name that file systems take
 MOST_LATENTS = 256  # of posterior=full: with 1,000 the encoder would put out half a million numbers
 
 Count = Annotated[int, Ge(1)]
@@ -370,8 +375,32 @@ def _example(kind: Any, example: Any) -> str:
     return show(example)
 
 
+def as_plain(value: Any) -> Any:
+    """A number of NumPy's or torch's, an array, a tuple or a path as the plain value that it stands for."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [as_plain(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def expand_place(path: str) -> str:
+    """A path with `~` as the home; raises InputError for one that no file system takes."""
+    expanded = os.path.expanduser(path)
+    try:
+        longest = max(len(name.encode()) for name in expanded.split(os.sep))
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path!r}: is not a path in UTF-8; rename the folder") from error
+    if longest > LONGEST_NAME:
+        raise InputError(f"{path}: has a name of {longest} bytes, and at most {LONGEST_NAME} are allowed; shorten it")
+    if "\0" in path:
+        raise InputError(f"{path!r}: a path cannot hold a null byte; give another")
+    return expanded
+
+
 def show(value: Any) -> str:
     """A value as it is written on the command line."""
+    value = as_plain(value)
     if isinstance(value, str) or (isinstance(value, float) and not math.isfinite(value)):
         return str(value)
     return (

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 ORPHAN_WATCH = "orphan watch"
+NOISY = ("lightning.pytorch", "lightning.fabric", "matplotlib", "hydra", "hydra_plugins")  # loggers
 
 
 def slurm_job() -> str | None:
@@ -87,7 +88,7 @@ def log_to(file: Path | None) -> None:
         written = logging.FileHandler(file)
         written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         root.addHandler(written)
-    for noisy in ("lightning.pytorch", "lightning.fabric", "matplotlib", "hydra", "hydra_plugins"):
+    for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     # Lightning warns about torch, the number of workers (the data are in memory) and the steps between log lines
     warnings.filterwarnings("ignore", module=r"lightning\..*")

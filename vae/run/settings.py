@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from vae.errors import InputError
-from vae.run.keys import CONF, MOST_LATENTS, Plain, Settings, known_keys, nearest, show, targets
+from vae.run.keys import CONF, MOST_LATENTS, PLACES, Plain, Settings, expand_place, known_keys, nearest, show, targets
 from vae.run.own_parts import GROUPS_OF_PARTS, check_own_part, import_target
 from vae.words import ERRORS
 
@@ -25,7 +25,21 @@ def resolve(cfg: DictConfig) -> Plain:
     except OmegaConfBaseException as error:
         first = str(error).splitlines()[0]
         raise InputError(f"{error.full_key}: {first}; see `python train.py --help`") from error
-    return {str(name): value for name, value in cast(Plain, container).items()}
+    plain = {str(name): value for name, value in cast(Plain, container).items()}
+    _expand_places(plain)
+    return plain
+
+
+def _expand_places(plain: Plain) -> None:
+    """`~` in paths is the home, in files of settings as on the command line."""
+    for key in PLACES:
+        group, _, name = key.rpartition(".")
+        node = plain.get(group) if group else plain
+        if isinstance(node, dict) and isinstance(node.get(name), str):
+            try:
+                node[name] = expand_place(node[name])
+            except InputError as error:
+                raise InputError(f"{key}={error}") from error
 
 
 def check(cfg: DictConfig) -> Settings:

@@ -216,19 +216,9 @@ def run_trial(tuning: Tuning, study: "Study", trial: "Trial") -> None:
 
 def settings_of(overrides: Sequence[str]) -> Settings:
     """The configuration, checked; raises InputError."""
-    from hydra import initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+    from vae.run.compose import compose
 
-    from vae.run import command, settings
-    from vae.run.keys import CONF
-
-    opened = command.open_own_parts(list(overrides))
-    with initialize_config_dir(CONF, version_base="1.3"):
-        try:
-            return settings.check(command.compose_settings(opened))
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise InputError(command.explain(error, opened)) from error
+    return compose(overrides)
 
 
 def train_trial(run: Run, trial: "Trial", search: Search) -> dict[str, Any] | None:
