@@ -10,13 +10,18 @@ from vae.run import command, settings
 from vae.run.directory import Run
 from vae.run.jobs import directory_of
 from vae.run.keys import CONF
+from vae.run.process import alone, begin_command
 from vae.run.table import show_result
 
 
 def train(cfg: DictConfig) -> float:
     """One run, begun or continued, to its result: the best epoch's monitored metric."""
     checked = settings.check(cfg)
-    run = Run(directory_of(cfg, checked), checked)
+    with alone(checked.trainer):
+        return _train(Run(directory_of(cfg, checked), checked), cfg)
+
+
+def _train(run: Run, cfg: DictConfig) -> float:
     run.check()
     if run.is_finished:
         return show_result(run)
@@ -26,8 +31,8 @@ def train(cfg: DictConfig) -> float:
     from vae.run.results import evaluate_and_write
     from vae.run.trainer import prepared_trainer
 
-    data = build_data(checked)
-    lit = build_model(checked, data)  # its training_step calls the objective: training/lit.py, then objectives.py
+    data = build_data(run.settings)
+    lit = build_model(run.settings, data)  # its training_step calls the objective: training/lit.py, then objectives.py
     with run.open(cfg), prepared_trainer(run, lit, data) as (trainer, history):
         trainer.fit(lit, datamodule=data, ckpt_path=run.resume_from, weights_only=True)
         return evaluate_and_write(run, lit, data, trainer, history)
@@ -39,6 +44,7 @@ def job(cfg: DictConfig) -> float:
 
 
 def main() -> Any:
+    begin_command()
     sys.argv[1:] = command.prepare(sys.argv[1:])
     return None if command.answer_help_or_refuse(sys.argv[1:]) else job()
 

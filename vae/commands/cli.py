@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from vae.errors import InputError, ending
+from vae.run.process import begin_command
 
 app = typer.Typer(
     name="vae", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -572,6 +573,7 @@ def refuse_early(run: str, checkpoint: str, out: str | None, force: bool, images
 
 def main() -> None:
     """Runs a command; a refusal or failure ends with its exit code and one line."""
+    begin_command()
     try:
         if app(sys.argv[1:] or ["--help"], prog_name="vae", standalone_mode=False):
             raise KeyboardInterrupt  # typer's answer to it is a number

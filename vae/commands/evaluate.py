@@ -6,7 +6,7 @@ from vae.errors import InputError
 from vae.run import settings
 from vae.run.find import find_run
 from vae.run.keys import known_keys, nearest
-from vae.run.process import find_own_modules, log_to
+from vae.run.process import log_to
 
 
 def evaluate(path: str, pairs: list[str], which: str, trust: tuple[str, ...]) -> None:
@@ -14,7 +14,6 @@ def evaluate(path: str, pairs: list[str], which: str, trust: tuple[str, ...]) ->
     changed = evaluation_settings(pairs)
     found = find_run(path)
     log_to(None)
-    find_own_modules()
     from vae.run import results
     from vae.run.load import load_run
 

@@ -13,7 +13,7 @@ from vae.data.photographs import find_images, fit_image
 from vae.errors import InputError
 from vae.evaluation.draws import classes_in_turn, decode, prior_latents
 from vae.run.load import TrainedRun, load_run
-from vae.run.process import find_own_modules, log_to
+from vae.run.process import log_to
 from vae.run.settings import caption
 
 
@@ -23,7 +23,6 @@ def open_run(path: str, checkpoint: str, trust: list[str] | None, label: int | N
     Raises InputError for a class that the model has not.
     """
     log_to(None)
-    find_own_modules()
     run = load_run(path, checkpoint, trust=tuple(trust or ()))
     if label is not None:
         if not 0 <= label < run.vae.classes:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from vae.errors import InputError, RunFailed
 from vae.files import replace
-from vae.run.process import find_own_modules
 from vae.run.space import Lowest, Search, read_search
 from vae.run.tune import Tuning, best_trials, counted, import_optuna, progress, settings_of, work
 
@@ -23,7 +22,6 @@ log = logging.getLogger(__name__)
 
 def tune(space: str, overrides: Sequence[str], total: int, storage: str | None = None, seed: int = 0) -> None:
     """Works on the study until it has its trials, then says what the best one is and draws the study."""
-    find_own_modules()
     search = read_search(space)
     tuning = Tuning(search, *place(search, overrides), total, storage, seed)
     check(tuning)

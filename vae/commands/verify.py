@@ -18,7 +18,7 @@ from vae.run.find import find_run, require_checkpoint
 from vae.run.keys import Settings
 from vae.run.load import TrainedRun, load_run
 from vae.run.own_parts import refuse_untrusted
-from vae.run.process import find_own_modules, log_to
+from vae.run.process import log_to
 from vae.run.provenance import provenance
 from vae.run.results import evaluate, history_of, training_metrics
 from vae.run.trainer import prepared_trainer
@@ -62,7 +62,6 @@ def close(old: float, new: float) -> bool:
 def verify(path: str, trust: list[str] | None) -> None:
     """Prints what is the same and what is not; raises RunFailed, with the likely cause, where numbers differ."""
     log_to(None)
-    find_own_modules()
     found, report = find_run(path), Report()
     if found.file is not None:
         raise InputError(f"{path}: is a checkpoint without its run; name the run's directory")

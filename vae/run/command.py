@@ -34,7 +34,7 @@ from vae.run.directory import FAILED_EVENTS, Run
 from vae.run.jobs import name_jobs, names_its_jobs, write_failure
 from vae.run.keys import CONF, Settings
 from vae.run.plan import Failed, Job, list_jobs, plan_jobs
-from vae.run.process import find_own_modules, in_a_sweep, log_file, log_to, slurm_job, stop_with_the_sweep
+from vae.run.process import in_a_sweep, log_file, log_to, slurm_job, stop_with_the_sweep
 
 HYDRA_ANSWERS = ("hydra_help", "shell_completion", "experimental_rerun")
 DRY_RUN = "--dry-run"
@@ -49,13 +49,9 @@ class JobFailed(CompactHydraException):
 
 
 def prepare(arguments: list[str]) -> list[str]:
-    """The arguments as Hydra is to meet them: flags first, values quoted, own parts opened, a folder for a sweep.
-
-    Modules of the working directory can be named as own parts.
-    """
+    """The arguments as Hydra is to meet them: flags first, values quoted, own parts opened, a folder for a sweep."""
     if DRY_RUN in arguments:  # a flag that Hydra does not know
         return [DRY_RUN, *prepare([argument for argument in arguments if argument != DRY_RUN])]
-    find_own_modules()
     parsed = parse(arguments)
     flags = list(arguments)
     for override in parsed.overrides:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from vae.errors import InputError
 from vae.files import remove_leftovers, replace, writable
 from vae.run.keys import Plain, Settings, leaves, show
-from vae.run.process import in_a_child, log_to
+from vae.run.process import alone, in_a_child, log_to
 from vae.run.settings import read
 
 # Keys that may differ between two sittings of a run, because no result depends on them.
@@ -127,9 +127,15 @@ class Run:
         Raises InputError if another process works in it or it cannot be created, RunFailed if nothing can be written.
         In a process that Lightning started for another device, the first one has done so.
         """
-        if in_a_child():
-            yield
-            return
+        with alone(self.settings.trainer):
+            if in_a_child():
+                yield
+                return
+            with self._opened(cfg):
+                yield
+
+    @contextmanager
+    def _opened(self, cfg: DictConfig | None) -> Iterator[None]:
         check_device(self.settings)
         with self.lock():
             self.check()

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 
 from vae.errors import InputError
 from vae.run.keys import Plain, describe, fits, nearest, show, targets
+from vae.run.process import find_own_module
 
 # Names of torch's own optimizers and schedulers: data, not code, may name them.
 TORCH = re.compile(r"torch\.optim(\.lr_scheduler)?\.[A-Z]\w+")
@@ -95,6 +96,7 @@ def import_target(group: str, target: Any) -> Any:
     """The class or function of a dotted name."""
     module, _, name = str(target).rpartition(".")
     try:
+        find_own_module(module.partition(".")[0])
         return getattr(importlib.import_module(module), name)
     except Exception as error:  # an own module may fail in any way while it is imported
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,6 +1,9 @@
-"""This process: its rank, its Slurm job, its log."""
+"""This process: its rank, its children, its Slurm job, its log."""
 
+import contextlib
 import functools
+import importlib.util
+import io
 import logging
 import os
 import signal
@@ -9,10 +12,109 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from vae.errors import InputError
 
 ORPHAN_WATCH = "orphan watch"
 NOISY = ("lightning.pytorch", "lightning.fabric", "matplotlib", "hydra", "hydra_plugins")  # loggers
+RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK", "GROUP_RANK")
+# With any of these, Lightning takes this process for one of several that share a run.
+RANKS_AND_SIZES = (
+    *RANKS, "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE",
+    "SLURM_LOCALID", "SLURM_NODEID", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_LOCAL_RANK",
+)  # fmt: skip
+
+
+def begin_command() -> None:
+    """Prepares the process of a command, before anything else is done.
+
+    `python -m` and `python -c`, by which joblib, submitit and multiprocessing start their workers, put the working
+    directory on the path, where a file may have the name of a library's module: no child of ours does so. A closed
+    standard output is replaced by one that swallows all, so that no data file takes its number.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
+    if not _is_installed():
+        checkout = str(Path(__file__).parents[2])
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH")]))
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for as long as the process lives)
+    out = sys.__stdout__
+    if out is not None and sys.stdout is out and not out.isatty():
+        sys.stdout = PatientOutput(out.buffer, out.encoding, out.errors)
+
+
+class PatientOutput(io.TextIOWrapper):
+    """Standard output whose reader may go, as in `| head`: the rest is dropped, and the command goes on to its end."""
+
+    def write(self, text: str) -> int:
+        with self._dropping():
+            return super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._dropping():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+
+
+def _is_installed() -> bool:
+    try:
+        metadata.distribution("vae-lightning")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def python_command(*arguments: str) -> list[str]:
+    """The command of a Python that imports nothing from the working directory, for `subprocess` and `os.exec*`."""
+    return [sys.executable, "-P", *arguments]
+
+
+def shares_its_batches(trainer: Any) -> bool:
+    """Whether several processes train a run with these settings of the group `trainer`, each on its own device."""
+    if trainer.devices == "auto" and trainer.accelerator != "cpu":
+        import torch  # only a run that leaves its devices to Lightning waits for it here
+
+        return trainer.num_nodes > 1 or torch.cuda.device_count() > 1
+    devices = len(trainer.devices) if isinstance(trainer.devices, list) else trainer.devices
+    return trainer.strategy != "auto" or trainer.num_nodes > 1 or devices not in (1, "auto")
+
+
+@contextlib.contextmanager
+def alone(trainer: Any) -> Iterator[None]:
+    """Inside the block, a run on one device is this process's own, whatever a launcher or a task farm has left behind.
+
+    `trainer` is the group of that name in the settings. Lightning would otherwise believe RANK, LOCAL_RANK or
+    SLURM_PROCID, and a process of rank 1 writes nothing.
+    """
+    if shares_its_batches(trainer):
+        for name in RANKS:
+            if not (value := os.environ.get(name, "0")).isdecimal():
+                raise InputError(f"{name}={value}: must be a number; unset it, or set it to this process's rank")
+        yield
+        return
+    variables = {name: os.environ.pop(name) for name in RANKS_AND_SIZES if name in os.environ}
+    lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
+    rank = lightning.rank_zero_only.rank if lightning else 0
+    try:
+        if lightning:
+            lightning.rank_zero_only.rank = 0  # it was read when Lightning was imported
+        yield
+    finally:
+        os.environ.update(variables)
+        if lightning:
+            lightning.rank_zero_only.rank = rank
 
 
 def slurm_job() -> str | None:
@@ -23,15 +125,19 @@ def slurm_job() -> str | None:
     return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
 
 
-def find_own_modules() -> None:
-    """Modules of the working directory can be named as own parts."""
-    if os.getcwd() not in sys.path:
+def find_own_module(package: str) -> None:
+    """Puts the working directory at the end of the path where a part names a package that is found nowhere else.
+
+    It is not there otherwise: libraries look for modules that are not installed, such as dill, and would execute a file
+    of that name.
+    """
+    if importlib.util.find_spec(package) is None and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
 
 
 def in_a_child() -> bool:
     """Whether Lightning's ddp, or Slurm, started this process for another device of a run that is already open."""
-    return any(int(os.environ.get(name, 0)) > 0 for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
+    return any(os.environ.get(name, "0").strip() not in ("", "0") for name in RANKS)
 
 
 def in_a_sweep() -> bool:
