@@ -230,7 +230,7 @@ def test_threshold_is_at_one_half(root: Path) -> None:
 
 def test_static_draws_once_with_the_grey_level_as_probability(root: Path) -> None:
     grey, drawn = module(root), module(root, binarize="static", seed=1)
-    same, other = module(root, binarize="static", seed=1), module(root, binarize="static", seed=2)
+    same, other = module(root, binarize="static", seed=2), module(root, binarize="static", split_seed=2)
     for part in ("train", "dev", "test"):
         images = getattr(drawn, part).images
         assert set(images.unique().tolist()) == {0, 255}

@@ -1,5 +1,6 @@
 """One image file -> uint8 (C, H, W): upright, of the size and mode asked for; anything else is refused in one line."""
 
+import os
 import re
 import struct
 import zlib
@@ -79,6 +80,11 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
 
 
+def animation(path: Path) -> None:
+    first, second = (Image.fromarray(ramp(4, 5) + k) for k in (0, 9))
+    first.save(path, save_all=True, append_images=[second])
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -86,10 +92,13 @@ def truncated(path: Path) -> None:
         (lambda path: path.write_bytes(b""), "cannot be read as an image"),
         (lambda path: Image.new("RGB", (4, 4)).save(path, "GIF"), "cannot be read as an image"),
         (truncated, "cannot be read as an image"),
-        (lambda path: Image.fromarray(np.full((4, 5), 40_000, np.uint16)).save(path), "16 bits a channel"),
+        (lambda path: Image.fromarray(np.full((4, 5), 40_000, np.uint16)).save(path), "more than 8 bits per channel"),
         (bomb, "cannot be read as an image .*|has 30000 x 30000 pixels"),
         (lambda path: bomb(path, 9_000), "has 9000 x 9000 pixels, more than 50,000,000; nothing of it was decoded"),
-        (lambda path: None, "there is no such file"),
+        (lambda path: None, "No such file"),
+        (os.mkfifo, "it is a FIFO, not a file"),
+        (lambda path: path.mkdir(), "it is a directory, not a file"),
+        (animation, "holds 2 pictures; save the one"),
     ],
 )  # fmt: skip
 def test_what_is_no_such_image_is_refused_in_one_line(tmp_path: Path, make, said: str) -> None:  # type: ignore[no-untyped-def]
@@ -106,5 +115,18 @@ def test_what_is_no_such_image_is_refused_in_one_line(tmp_path: Path, make, said
 def test_sixteen_bits_of_colour_are_refused_too(tmp_path: Path) -> None:
     """PIL opens it as an ordinary RGB image."""
     write_png(tmp_path / "deep.png", (2, 3), 16, 2, b"".join(b"\0" + bytes(2 * 3 * 2) for _ in range(3)))
-    with pytest.raises(InputError, match="16 bits a channel"):
+    with pytest.raises(InputError, match="more than 8 bits per channel"):
         read_image(tmp_path / "deep.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "bmp", "tif", "tiff"])
+def test_formats_without_loss_give_the_pixels_that_were_saved(tmp_path: Path, suffix: str) -> None:
+    settings = {"lossless": True} if suffix == "webp" else {}
+    path = saved(tmp_path / f"a.{suffix}", ramp(6, 5, 3), **settings)
+    assert np.array_equal(read_image(path), ramp(6, 5, 3).transpose(2, 0, 1))
+
+
+def test_deep_tiff_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "a.tif", np.full((4, 5), 40_000, np.uint16))
+    with pytest.raises(InputError, match="more than 8 bits per channel"):
+        read_image(tmp_path / "a.tif")

@@ -1,5 +1,6 @@
 """People's own images, and sprites: what a folder, an array and a grid of factors become, and what is refused."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -8,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
@@ -31,11 +35,11 @@ def module(name: str, **settings: Any) -> ImageDataModule:
 
 def picture(path: Path, number: int, shape: tuple[int, ...] = (5, 7)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full(shape, number, np.uint8)).save(path)
+    Image.fromarray(np.full(shape, 255 - number, np.uint8)).save(path)
 
 
 def numbers(images: Any) -> list[int]:
-    return images.images[:, 0, 0, 0].tolist()
+    return (255 - images.images[:, 0, 0, 0].int()).tolist()
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -83,9 +87,136 @@ def test_size_and_mode_give_all_images_one_shape(tmp_path: Path) -> None:
         module("folder", **where)
 
 
+def test_classes_and_files_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in range(12):
+        picture(tmp_path / str(number) / "img10.png", number)
+        picture(tmp_path / str(number) / "img9.png", 100 + number)
+    data = module("folder", path=str(tmp_path), dev_size=1, test_size=1)
+    assert data.class_names == [str(number) for number in range(12)]
+    assert numbers(data.train)[:6] == [100, 0, 101, 1, 102, 2]
+    assert data.train.labels[:6].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_what_is_no_image_is_counted_and_hidden_folders_are_no_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, name in enumerate(["cat", "dog"] * 4):
+        picture(tmp_path / name / f"{number}.{['png', 'TIFF', 'bmp', 'tif'][number // 2]}", number * 20)
+    picture(tmp_path / ".ipynb_checkpoints" / "0.png", 1)
+    picture(tmp_path / "dog" / "@eaDir" / "0.png", 1)
+    picture(tmp_path / "dog" / ".hidden.png", 1)
+    for name in ("a.gif", "b.GIF", "notes.txt", "README"):
+        (tmp_path / "cat" / name).touch()
+    with caplog.at_level("INFO"):
+        data = module("folder", path=str(tmp_path))
+    assert data.class_names == ["cat", "dog"]
+    assert len(data.train) + len(data.dev) + len(data.test) == 8
+    (line,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert "8 train images of 1x5x7 (channels x height x width) in 2 classes" in line
+    assert line.endswith("left out: 1 .ipynb_checkpoints/, 2 .gif, 1 .txt, 1 @eaDir/, 1 hidden, 1 without a suffix")
+
+
+@pytest.mark.parametrize(
+    ("folders", "sizes"),
+    [
+        (("train", "val", "test"), (4, 3, 2)),
+        (("Train", "valid"), (3, 3, 1)),
+        (("train", "dev", "testing"), (4, 3, 2)),
+        (("train",), (2, 1, 1)),
+    ],
+)
+def test_folders_of_splits_are_never_classes(tmp_path: Path, folders: tuple[str, ...], sizes: tuple[int, ...]) -> None:
+    first = {"train": 0, "val": 50, "valid": 50, "dev": 50, "test": 100, "testing": 100}
+    count = {0: 4, 50: 3, 100: 2}
+    for name in folders:
+        start = first[name.lower()]
+        for number in range(count[start]):
+            picture(tmp_path / name / ["b", "a"][number % 2] / f"{number}.png", start + number)
+    data = module("folder", path=str(tmp_path))
+    assert data.class_names == ["a", "b"]
+    assert tuple(len(part) for part in (data.train, data.dev, data.test)) == sizes
+    if len(folders) > 1:
+        assert numbers(data.dev) == [51, 50, 52]
+        assert data.dev.labels.tolist() == [0, 1, 1]
+    if len(folders) > 2:
+        assert numbers(data.test) == [101, 100]
+        with pytest.raises(InputError, match=r"data\.dev_size=2: the set comes with its own dev images"):
+            module("folder", path=str(tmp_path), dev_size=2)
+
+
+def test_linked_folders_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+    for number in range(6):
+        picture(tmp_path / "far" / f"{number}.png", number)
+        picture(tmp_path / "set" / "near" / f"{number}.png", number)
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "far")
+    (tmp_path / "set" / "near" / "loop").symlink_to(tmp_path / "set")
+    data = module("folder", path=str(tmp_path / "set"))
+    assert data.class_names == ["linked", "near"]
+    assert sum(len(part) for part in (data.train, data.dev, data.test)) == 12
+
+
+def test_a_tilde_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for number in range(4):
+        picture(tmp_path / "mine" / f"{number}.png", number)
+    assert module("folder", path="~/mine").image_shape == (1, 5, 7)
+
+
+@pytest.mark.parametrize("levels", [2, 17])
+@pytest.mark.parametrize("kind", ["npz", "npy", "folder"])
+def test_masks_become_black_and_white_and_other_dark_levels_are_refused(
+    tmp_path: Path, kind: str, levels: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    pixels = np.random.default_rng(0).integers(levels, size=(20, 5, 7), dtype=np.uint8)
+    path = tmp_path / f"x.{kind}"
+    if kind == "npz":
+        np.savez(path, images=pixels)
+    elif kind == "npy":
+        np.save(path, pixels)
+    else:
+        path.mkdir()
+        for number, image in enumerate(pixels):
+            Image.fromarray(image).save(path / f"{number}.png")
+    if levels > 2:
+        with pytest.raises(InputError, match=r"the pixels lie in 0 to 16, and 255 is white; multiply them by 15"):
+            module("folder" if kind == "folder" else "npz", path=str(path))
+        return
+    with caplog.at_level("INFO"):
+        data = module("folder" if kind == "folder" else "npz", path=str(path), dev_size=1, test_size=1)
+    assert np.array_equal(data.train.images[:, 0].numpy(), pixels[:18] * 255)
+    assert "the pixels are 0 and 1, which is taken as black and white" in caplog.text
+
+
 def mixture(path: Path) -> None:
     picture(path / "a.png", 1)
     picture(path / "cat" / "b.png", 1)
+
+
+def split_and_classes(path: Path) -> None:
+    picture(path / "train" / "a.png", 1)
+    picture(path / "cat" / "b.png", 1)
+
+
+def one_split_without_classes(path: Path) -> None:
+    picture(path / "train" / "cat" / "a.png", 1)
+    picture(path / "test" / "b.png", 1)
+
+
+def empty_test(path: Path) -> None:
+    picture(path / "train" / "a.png", 1)
+    (path / "test").mkdir()
+
+
+def waiting(path: Path) -> None:
+    path.mkdir()
+    os.mkfifo(path / "a.png")
+
+
+def not_utf8(path: Path) -> None:
+    picture(path / "a.png", 1)
+    os.rename(path, os.fsencode(path) + b"\xff")
+    path.mkdir()
+    os.rename(os.fsencode(path) + b"\xff", path / os.fsdecode(b"caf\xe9"))
 
 
 def text(path: Path) -> None:
@@ -101,7 +232,13 @@ def text(path: Path) -> None:
         (lambda path: path.write_text(""), "is no folder; for an array in a file take data=npz"),
         (mixture, "1 images lie beside subfolders, such as a.png"),
         (text, "b.png: cannot be read as an image"),
-        (lambda path: picture(path / "a.png", 1), "data.test_size=1: leaves none of 1 images"),
+        (lambda path: picture(path / "a.png", 1), "data.test_size=1: 1 image cannot be split; give more images"),
+        (split_and_classes, "the folders train and 1 images elsewhere"),
+        (one_split_without_classes, "of train, test, some have folders of classes"),
+        (empty_test, "holds the folders test, train and 0 images elsewhere"),
+        (lambda path: picture(path / "val" / "a.png", 1), "holds the folders val and 0 images elsewhere"),
+        (waiting, "a.png: cannot be read .it is a FIFO"),
+        (not_utf8, r"caf.xe9.*: the name is not UTF-8; rename it"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, make: Callable, said: str) -> None:
@@ -122,6 +259,9 @@ def test_a_folder_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, mak
         (np.arange(20 * 5 * 7 * 3).reshape(20, 3, 5, 7) % 256, (3, 5, 7)),
         (np.arange(20 * 5 * 7).reshape(20, 5, 7, 1) % 256, (1, 5, 7)),
         (np.arange(20 * 5 * 7 * 2).reshape(20, 2, 5, 7) % 256, (2, 5, 7)),
+        (np.arange(20 * 5 * 7 * 2).reshape(20, 5, 7, 2) % 256, (2, 5, 7)),
+        (np.arange(20 * 5 * 7 * 4).reshape(20, 5, 7, 4) % 256, (4, 5, 7)),
+        (np.arange(20 * 3 * 7 * 4).reshape(20, 4, 7, 3) % 256, (3, 4, 7)),
     ],
 )
 def test_arrays_come_in_any_order_of_axes(tmp_path: Path, array: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -132,7 +272,7 @@ def test_arrays_come_in_any_order_of_axes(tmp_path: Path, array: np.ndarray, sha
     assert plain.image_shape == labeled.image_shape == shape
     assert torch.equal(plain.test.images, labeled.test.images)
     assert plain.test.images.numpy().tobytes() == (
-        array[15:].tobytes() if array.shape[1:] != (*shape[1:], 3) else array[15:].transpose(0, 3, 1, 2).tobytes()
+        array[15:].tobytes() if array.shape[-2:] == shape[1:] else array[15:].transpose(0, 3, 1, 2).tobytes()
     )
     assert labeled.test.labels.tolist() == [0, 1, 2, 0, 1]
     assert (plain.classes, labeled.classes) == (0, 3)
@@ -146,7 +286,89 @@ def test_floats_become_the_nearest_of_256_levels(tmp_path: Path) -> None:
     assert data.test.images.unique().tolist() == [255]
 
 
-IMAGES = np.zeros((9, 4, 6), np.uint8)
+def test_labels_of_any_numbers_are_as_many_classes_with_their_names(tmp_path: Path) -> None:
+    images = np.full((20, 4, 6), 200, np.uint8)
+    labels = np.array([30, 10, 20, 10], np.uint16).repeat(5)
+    np.savez(tmp_path / "x.npz", images=images, labels=labels, test_images=images[:2], test_labels=[20, 40])
+    data = module("npz", path=str(tmp_path / "x.npz"), dev_size=5)
+    assert data.class_names == ["10", "20", "30", "40"]
+    assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([2] * 5 + [0] * 5 + [1] * 5, [1, 3])
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "~nobody/x.npz", "a\0b", "there/is/none"])
+@pytest.mark.parametrize("name", ["npz", "folder"])
+def test_a_path_that_no_file_can_have_is_refused_in_one_line(name: str, path: str) -> None:
+    with pytest.raises(InputError) as caught:
+        module(name, path=path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.npy"])
+def test_a_fifo_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match="it is a FIFO, not a file"):
+        module("npz", path=str(tmp_path / name))
+
+
+# --- any array --------------------------------------------------------------------------------------------------------
+
+LEVELS, SIDES = st.integers(0, 255), st.integers(5, 7)
+ANYWHERE = hypothesis.settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
+)
+
+
+@st.composite
+def pictures(draw: Any) -> np.ndarray:
+    """uint8 (N, C, H, W) with pixels of all kinds, a white one among them."""
+    count, channels = draw(st.integers(3, 6)), draw(st.integers(1, 4))
+    shape = (count, channels, draw(SIDES), draw(SIDES))
+    truth = draw(hnp.arrays(np.uint8, shape, elements=LEVELS, fill=LEVELS))
+    truth[0, 0, 0, 0] = 255
+    return truth
+
+
+def read(directory: Path, array: np.ndarray) -> np.ndarray:
+    path = directory / "x.npy"
+    np.save(path, array)
+    return own.read_arrays(str(path)).train[0].numpy()
+
+
+@ANYWHERE
+@hypothesis.given(
+    truth=pictures(),
+    kind=st.sampled_from(["|u1", "<f2", ">f2", "<f4", ">f4", "<f8", ">f8"]),
+    last=st.booleans(),
+    order=st.sampled_from("CF"),
+)
+def test_arrays_of_every_order_and_type_give_the_same_pixels(
+    tmp_path: Path, truth: np.ndarray, kind: str, last: bool, order: Any
+) -> None:
+    array = truth.transpose(0, 2, 3, 1) if last else truth
+    scaled = array if kind == "|u1" else (array / 255).astype(kind)
+    assert np.array_equal(read(tmp_path, np.asarray(scaled, order=order)), truth)
+
+
+@ANYWHERE
+@hypothesis.given(
+    array=hnp.arrays(hnp.scalar_dtypes(), hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=6)),
+)
+def test_an_array_of_anything_is_read_as_images_or_refused_in_one_line(tmp_path: Path, array: np.ndarray) -> None:
+    refusal = None
+    try:
+        images = read(tmp_path, array)
+    except InputError as error:
+        refusal = str(error)
+    if refusal:
+        assert "\n" not in refusal
+        return
+    assert (images.dtype, images.ndim, len(images), images.size) == (np.uint8, 4, len(array), array.size)
+    assert images.max() >= 64
+    white = 255 if array.dtype == np.uint8 and array.max() > 1 else 1
+    assert np.allclose(np.sort(images.ravel()), np.sort(array.astype(float).ravel() * 255 / white), atol=0.51)
+
+
+IMAGES = np.full((9, 4, 6), 200, np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +377,14 @@ IMAGES = np.zeros((9, 4, 6), np.uint8)
         ({"images": IMAGES, "labels": np.arange(8)}, r"labels has the shape \(8,\) .*; give 9 whole numbers"),
         ({"images": IMAGES, "labels": np.full(9, 0.5)}, "the type float64; give 9 whole numbers"),
         ({"images": IMAGES, "labels": np.full(9, -1)}, "give 9 whole numbers from 0"),
-        ({"images": IMAGES, "labels": np.full(9, 10**9)}, "from 0 to 9999"),
+        ({"images": IMAGES, "test_labels": np.arange(9)}, "one of labels and test_labels"),
+        ({"images": IMAGES[:1].repeat(10_001, 0), "labels": np.arange(10_001)}, "10001 classes; give at most 10000"),
+        ({"images": IMAGES // 100}, r"pixels lie in 0 to 2, and 255 is white; multiply them by 127"),
+        ({"images": IMAGES // 12}, r"pixels lie in 0 to 16, and 255 is white; multiply them by 15"),
+        ({"images": IMAGES * 0}, "pixels lie in 0 to 0"),
+        ({"images": IMAGES / 255**2}, "values from 0.00307574 to 0.00307574, and 1 is white"),
+        ({"images": IMAGES[..., None, None] * np.ones((5, 6), np.uint8)}, r"shape \(9, 4, 6, 5, 6\)"),
+        ({"images": np.full((9, 5, 6, 5), 200, np.uint8)}, "give 1 to 4 channels"),
         ({"images": IMAGES * 1.5 + 2}, r"floats must lie in \[0, 1\]"),
         ({"images": IMAGES * np.nan}, r"floats must lie in \[0, 1\]"),
         ({"images": IMAGES.astype(np.int32)}, "the type int32; give uint8"),
@@ -398,6 +627,32 @@ def test_a_folder_of_colour_images_trains_below_2_gib(colours: Path, tmp_path: P
     ended = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert int(ended.stdout.split()[-1]) * 1024 < 2 * 2**30  # Linux counts kibibytes
+
+
+@pytest.mark.parametrize(
+    ("shape", "key", "said"),
+    [
+        ((60, 1, 1), "evaluation=default", "images of 1 x 1 pixels cannot be modelled"),
+        ((60, 3, 4), "evaluation=default", "4 test images of 4 x 4 pixels or more, and there are 6 of 3 x 4"),
+        ((12, 5, 7), "evaluation=default", "there are 1 of 5 x 7; give more, or set evaluation.features=false"),
+        ((3, 5, 7), "evaluation.features=false", "all training images are of one class"),
+        ((1, 5, 7), "evaluation=none", "data.test_size=1: 1 image cannot be split"),
+    ],
+)
+def test_what_the_evaluation_could_not_use_is_refused_before_training(
+    tmp_path: Path, shape: tuple[int, ...], key: str, said: str
+) -> None:
+    np.savez(tmp_path / "x.npz", images=np.full(shape, 200, np.uint8), labels=np.arange(len(np.empty(shape))) // 2)
+    with pytest.raises(InputError, match=said):
+        train(
+            "data=npz",
+            f"data.path={tmp_path / 'x.npz'}",
+            *RUN[:2],
+            key,
+            "data.split=last",
+            f"run_dir={tmp_path / 'run'}",
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
 
 
 def test_a_run_is_not_continued_on_images_that_have_changed(tmp_path: Path) -> None:

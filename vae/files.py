@@ -5,17 +5,48 @@ import errno
 import logging
 import os
 import re
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from vae.errors import RunFailed
+from vae.errors import InputError, RunFailed
 
 logger = logging.getLogger(__name__)
 
 
 PART = re.compile(r".*\.(?P<pid>\d+)\.part")
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """The path with `~` replaced by the home directory; raises InputError for a user without one."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path}: there is no such home directory; write out the path") from error
+
+
+def require_plain(path: str | os.PathLike[str], most: int | None = None) -> Path:
+    """The path of a regular file of at most `most` bytes; raises InputError for anything else, or where it is missing.
+
+    To open a FIFO or a device may wait for ever.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:  # a name may hold a NUL
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: cannot be read (it is a {kind_of(status.st_mode)}, not a file)")
+    if most is not None and status.st_size > most:
+        size, limit = (f"{count / 1e6:,.1f} MB" for count in (status.st_size, most))
+        raise InputError(f"{path}: cannot be read (it has {size}; such a file has at most {limit})")
+    return Path(path)
+
+
+def kind_of(mode: int) -> str:
+    tests = {stat.S_ISDIR: "directory", stat.S_ISFIFO: "FIFO", stat.S_ISSOCK: "socket"}
+    return next((name for test, name in tests.items() if test(mode)), "device")
 
 
 @contextlib.contextmanager
@@ -104,3 +135,9 @@ def writable(directory: str | os.PathLike[str], bytes_needed: int) -> None:
     finally:
         with contextlib.suppress(OSError):
             probe.unlink()
+
+
+def natural(name: str) -> tuple[list[str | int], str]:
+    """A sort key by which numbers within names count as numbers: 2 comes before 10."""
+    parts = re.split("([0-9]+)", name)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name

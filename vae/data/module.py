@@ -48,8 +48,9 @@ class ImageDataModule(LightningDataModule):
     cut) or random ones (`split="random"`, drawn from `split_seed`). A set that comes without a test set has `test`
     cut from it before, in the same way.
     `train_eval` is the first 10,000 of `train`, to compare train and dev on the same terms. With
-    `binarize="dynamic"` a training image is drawn anew at each visit (Burda et al. 2015), and every other
-    set is drawn once, so that scores repeat.
+    `binarize="static"` every image is drawn once, from `split_seed`: runs of every `seed` see the same images.
+    With `binarize="dynamic"` a training image is drawn anew at each visit (Burda et al. 2015), and every other set
+    as in `static`.
 
     Raises InputError, naming the key or file, for settings or files that cannot be used.
     """
@@ -155,20 +156,31 @@ class ImageDataModule(LightningDataModule):
         images, labels = _labeled(*raw.train)
         self.md5 = raw.md5
         whole = Images(images, labels, factors=raw.factors)
+        self._refuse_sizes_of_given_splits(raw)
         rest, test = self._cut("test_size", whole) if raw.test is None else (whole, Images(*_labeled(*raw.test)))
         most = max(int(labels.max()), int(test.labels.max()))
         self.class_names = raw.class_names or [str(label) for label in range(most + 1)]
-        train, dev = self._cut("dev_size", rest)
+        train, dev = self._cut("dev_size", rest) if raw.dev is None else (rest, Images(*_labeled(*raw.dev)))
         self.dev, self.test = self._binarized(dev, 1), self._binarized(test, 2)
         self.train = train if self.binarize == "dynamic" else self._binarized(train, 0)
         self.train_eval = self._fixed_draw(self.train.take(slice(TRAIN_EVAL_SIZE)))
         self.train.repeat = self.repeat
         self.is_set_up = True
 
+    def _refuse_sizes_of_given_splits(self, raw: RawSet) -> None:
+        for split, images in (("test", raw.test), ("dev", raw.dev)):
+            size = getattr(self, f"{split}_size")
+            if images is not None and size:
+                raise InputError(
+                    f"data.{split}_size={size}: the set comes with its own {split} images; set data.{split}_size=null"
+                )
+
     def _cut(self, key: str, images: Images) -> tuple[Images, Images]:
         """The images that stay, and those that `dev_size` or `test_size` holds out."""
         count = len(images)
         size = getattr(self, key) or USUAL_SIZES[key].get(self.name) or max(1, count // 10)
+        if count < 2:
+            raise InputError(f"data.{key}={size}: {count} image cannot be split; give more images")
         if size >= count:
             raise InputError(f"data.{key}={size}: leaves none of {count} images to train on; set it below {count}")
         cut = count - size
@@ -184,7 +196,7 @@ class ImageDataModule(LightningDataModule):
         if self.binarize == "threshold":
             x = (x >= 128).to(torch.uint8) * 255  # 127.5 is one half
         elif self.binarize != "none":
-            x = _draw(x, derive(self.seed, "binarize-static", split))
+            x = _draw(x, derive(self.split_seed, "binarize-static", split))
         return Images(x, images.labels, factors=images.factors)
 
     def _fixed_draw(self, images: Images) -> Images:

@@ -1,11 +1,13 @@
 """People's own images: a folder of files, an array in a file, a set that torchvision fetches."""
 
 import hashlib
+import logging
 import os
 import socket
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,18 +17,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vae.data.batches import Factors
-from vae.data.images import SUFFIXES, read_image, to_array
+from vae.data.images import SUFFIXES, list_counts, read_image, to_array, walk_images
 from vae.errors import InputError, first_line
+from vae.files import expand, natural, require_plain
+
+log = logging.getLogger(__name__)
 
 Loaded = tuple[Tensor, Tensor | None]  # uint8 images (N, C, H, W) and, where there are any, int64 labels (N,)
 MOST_CLASSES = 10_000
+MOST_CHANNELS = 4
+DIM = 64  # images whose lightest pixel is darker would train as black
 Size = int | list[int] | None  # of an image: a side, or height and width
 
 
 class RawSet(NamedTuple):
-    """A set as its source gives it: with a test set, or without, which is then cut off; `md5` is of all its pixels.
+    """A set as its source gives it: with a test set and a dev set, or without, which are then cut off.
 
-    `factors` belong to a `train` that all splits are cut from.
+    `md5` is of all its pixels. `factors` belong to a `train` that all splits are cut from.
     """
 
     train: Loaded
@@ -34,6 +41,7 @@ class RawSet(NamedTuple):
     md5: str
     class_names: list[str] | None = None
     factors: Factors | None = None
+    dev: Loaded | None = None
 
 
 def fingerprint(*arrays: Tensor | None) -> str:
@@ -46,65 +54,122 @@ def fingerprint(*arrays: Tensor | None) -> str:
     return digest.hexdigest()
 
 
-def _pair(size: Size) -> tuple[int, int] | None:
-    return None if size is None else (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
 def require_path(path: str | None, what: str) -> Path:
     """The path that `data.path` names; raises InputError where nothing is there."""
     if path is None:
         raise InputError(f"data.path: is missing; give {what}")
-    if not Path(path).exists():
+    place = expand(path)
+    try:
+        exists = place.exists()
+    except OSError as error:  # a name that is too long
+        raise InputError(f"data.path={path}: cannot be read ({error.strerror}); give {what}") from error
+    if not exists:
         raise InputError(f"data.path={path}: there is nothing; give {what}")
-    return Path(path)
+    return place
+
+
+def use_full_range(what: str, images: Tensor) -> Tensor:
+    """uint8 images, with masks of 0 and 1 as black and white.
+
+    Raises InputError where no pixel is above a quarter of white: such images would train as black.
+    """
+    lightest = int(images.max())
+    if lightest == 1:
+        log.info("%s: the pixels are 0 and 1, which is taken as black and white", what)
+        return images * 255
+    if lightest < DIM:
+        cure = f"multiply them by {255 // lightest}" if lightest else "give others"
+        raise InputError(f"{what}: the pixels lie in 0 to {lightest}, and 255 is white; {cure}")
+    return images
+
+
+def describe(splits: Mapping[str, Loaded], class_names: Sequence[str]) -> str:
+    """`90 train and 30 test images of 3x64x64 in 2 classes`."""
+    counts = " and ".join(f"{len(images)} {split}".strip() for split, (images, _) in splits.items())
+    shape = "x".join(map(str, splits["train"][0].shape[1:]))
+    classes = f" in {len(class_names)} classes" if class_names else " without labels"
+    return f"{counts} images of {shape} (channels x height x width){classes}"
 
 
 # --- folder -----------------------------------------------------------------------------------------------------------
 
+SPLITS = {
+    "train": "train", "training": "train",
+    "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+Labeled = tuple[Path, str | None]  # an image file and its class
+
 
 def read_folder(path: str | None, size: Size, mode: str | None) -> RawSet:
-    """PNG and JPEG files in the order of their names; subfolders are classes, `train` and `test` are splits.
+    """Image files in the natural order of their names; subfolders are classes, `train`, `val` and `test` are splits.
 
     All images must have one shape: `size` and `mode` give it to them. Raises InputError.
     """
     root = require_path(path, "a folder of PNG or JPEG images")
     if not root.is_dir():
         raise InputError(f"data.path={path}: is no folder; for an array in a file take data=npz")
-    given = (root / "train").is_dir() and (root / "test").is_dir()
-    files = {split: image_files(root / split if given else root) for split in (["train", "test"] if given else [""])}
-    names = sorted({name for found in files.values() for _, name in found if name is not None})
+    files, left_out = split_files(root)
+    names = sorted({name for part in files.values() for _, name in part if name is not None}, key=natural)
+    codes = {name: code for code, name in enumerate(names)}
+    loaded: dict[str, Loaded] = {}
     shape: tuple[Path, tuple[int, ...]] | None = None
-    loaded: list[Loaded] = []
-    for found in files.values():
-        images, shape = _read_files(found, size, mode, shape)
-        labels = torch.tensor([names.index(name) for _, name in found if name is not None])
-        loaded.append((images, labels if names else None))
-    md5 = fingerprint(*(array for pair in loaded for array in pair))
-    return RawSet(loaded[0], loaded[1] if given else None, md5, names or None)
+    for split, part in files.items():
+        images, shape = _read_files(part, size, mode, shape)
+        labels = torch.tensor([codes[name] for _, name in part if name is not None]) if names else None
+        loaded[split] = use_full_range(f"data.path={path}", images), labels
+    rest = f"; left out: {list_counts(left_out)}" if left_out else ""
+    log.info("data.path=%s: %s%s", path, describe(loaded, names), rest)
+    md5 = fingerprint(*(array for pair in loaded.values() for array in pair))
+    return RawSet(loaded["train"], loaded.get("test"), md5, names or None, dev=loaded.get("dev"))
 
 
-def image_files(folder: Path) -> list[tuple[Path, str | None]]:
-    """Every image below a folder and its class, the subfolder's name, or None; raises InputError for a mixture."""
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+def split_files(root: Path) -> tuple[dict[str, list[Labeled]], Counter[str]]:
+    """The files of each split with their classes, and what else is there, counted; raises InputError for a mixture."""
+    files, left_out = walk_images(root)
     if not files:
-        raise InputError(f"data.path={folder}: holds no image; give a folder of {', '.join(SUFFIXES)} files")
-    found = [(file, file.relative_to(folder).parts) for file in files]
-    flat = [file for file, parts in found if len(parts) == 1]
-    if flat and len(flat) < len(found):
+        raise InputError(f"data.path={root}: holds no image; give a folder of {', '.join(SUFFIXES)} files")
+    folders = [folder for folder in root.iterdir() if folder.name.lower() in SPLITS and folder.is_dir()]
+    if not folders:
+        return {"train": with_classes(root, files)}, left_out
+    by_split: dict[str, Path] = {SPLITS[folder.name.lower()]: folder for folder in folders}
+    order = ["train", "dev", "test"]
+    parts = {split: by_split[split] for split in order if split in by_split}
+    inside = {split: [file for file in files if file.is_relative_to(folder)] for split, folder in parts.items()}
+    outside = len(files) - sum(map(len, inside.values()))
+    if len(parts) < len(folders) or "train" not in parts or outside or not all(inside.values()):
+        names = ", ".join(sorted(folder.name for folder in folders))
+        raise InputError(
+            f"data.path={root}: holds the folders {names} and {outside} images elsewhere; a folder that is split has "
+            "train, may have val and test, and holds images in each of them and nowhere else"
+        )
+    labeled = {split: with_classes(parts[split], part) for split, part in inside.items()}
+    if len({part[0][1] is None for part in labeled.values()}) > 1:
+        names = ", ".join(parts)
+        raise InputError(f"data.path={root}: of {names}, some have folders of classes; give them to all or to none")
+    return labeled, left_out
+
+
+def with_classes(folder: Path, files: list[Path]) -> list[Labeled]:
+    """Every image below a folder and its class, the subfolder's name, or None; raises InputError for a mixture."""
+    parts = [file.relative_to(folder).parts for file in files]
+    flat = [file for file, names in zip(files, parts, strict=True) if len(names) == 1]
+    if flat and len(flat) < len(files):
         raise InputError(
             f"data.path={folder}: {len(flat)} images lie beside subfolders, such as {flat[0].name}; put every image "
             "into the subfolder of its class, or all of them into one folder"
         )
-    return [(file, None if flat else parts[0]) for file, parts in found]
+    return [(file, None if flat else names[0]) for file, names in zip(files, parts, strict=True)]
 
 
 def _read_files(
-    files: list[tuple[Path, str | None]], size: Size, mode: str | None, first: tuple[Path, tuple[int, ...]] | None
+    files: list[Labeled], size: Size, mode: str | None, first: tuple[Path, tuple[int, ...]] | None
 ) -> tuple[Tensor, tuple[Path, tuple[int, ...]]]:
     """uint8 images (N, C, H, W), and the image whose shape all others have."""
     images = np.empty(0, np.uint8)
     for row, (file, _) in enumerate(tqdm(files, "images", leave=False, disable=not sys.stderr.isatty())):
-        pixels = read_image(file, _pair(size), mode)
+        pixels = read_image(file, size, mode)
         first = first or (file, pixels.shape)
         if pixels.shape != first[1]:
             one, other = ("x".join(map(str, shape)) for shape in (first[1], pixels.shape))
@@ -116,41 +181,50 @@ def _read_files(
         if not row:
             images = np.empty((len(files), *pixels.shape), np.uint8)
         images[row] = pixels
-    assert first is not None  # image_files finds one at least
+    assert first is not None  # walk_images found one at least
     return torch.from_numpy(images), first
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
 
+LABELS = {"images": "labels", "test_images": "test_labels"}
+
 
 def read_arrays(path: str | None) -> RawSet:
     """A `.npy` of images, or a `.npz` of `images` and, if there are any, `labels`, `test_images`, `test_labels`.
 
-    Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels; uint8, or floats in [0, 1], which are
+    Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 to 4 channels; uint8, or floats in [0, 1], which are
     rounded to 256 levels. Raises InputError; a file with pickled objects is refused and nothing of it is executed.
     """
     file = require_path(path, "an .npz or .npy file")
     arrays = _load_arrays(file)
+    what = f"data.path={path}"
     if "images" not in arrays:
-        raise InputError(f"data.path={path}: holds {', '.join(arrays) or 'nothing'}; the images must be called images")
-    train = _checked_pair(file, arrays, "images", "labels")
-    test = _checked_pair(file, arrays, "test_images", "test_labels") if "test_images" in arrays else None
-    if test is not None and test[0].shape[1:] != train[0].shape[1:]:
-        raise InputError(f"data.path={path}: images and test_images differ in shape; make them the same")
-    if test is not None and (test[1] is None) != (train[1] is None):
-        raise InputError(f"data.path={path}: one of labels and test_labels is missing; give both or neither")
-    return RawSet(train, test, fingerprint(*train, *(test or ())))
+        raise InputError(f"{what}: holds {', '.join(arrays) or 'nothing'}; the images must be called images")
+    images = {name: _as_images(f"{what}: {name}", arrays[name]) for name in LABELS if name in arrays}
+    if len({part.shape[1:] for part in images.values()}) > 1:
+        raise InputError(f"{what}: images and test_images differ in shape; make them the same")
+    labels, class_names = _as_labels(what, images, arrays)
+    splits = {split: (images[name], labels.get(name)) for split, name in zip(("train", "test"), images, strict=False)}
+    others = sorted(set(arrays) - {*LABELS, *LABELS.values()})
+    log.info("%s: %s%s", what, describe(splits, class_names), f"; left out: {', '.join(others)}" if others else "")
+    md5 = fingerprint(*(array for pair in splits.values() for array in pair))
+    return RawSet(splits["train"], splits.get("test"), md5, class_names or None)
 
 
 def _load_arrays(file: Path) -> dict[str, np.ndarray]:
+    require_plain(file)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
-        if not zipfile.is_zipfile(file):
-            return {"images": np.array(np.lib.format.open_memmap(file, mode="r"))}  # a header may claim any size
-        with zipfile.ZipFile(file) as archive:
-            size = sum(member.file_size for member in archive.infolist())
+        archived = zipfile.is_zipfile(file)
+        size = file.stat().st_size
+        if archived:
+            with zipfile.ZipFile(file) as archive:
+                size = sum(member.file_size for member in archive.infolist())
         if size > memory:
             raise ValueError(f"unpacked it has {size / 1e9:,.0f} GB, this machine {memory / 1e9:,.0f}")
+        if not archived:
+            return {"images": np.array(np.lib.format.open_memmap(file, mode="r"))}  # a header may claim any size
         with np.load(file, allow_pickle=False) as loaded:
             arrays = {name: loaded[name] for name in loaded.files}
     except Exception as error:  # broken bytes can fail anywhere in NumPy, zipfile and zlib
@@ -163,17 +237,28 @@ def _load_arrays(file: Path) -> dict[str, np.ndarray]:
     return {"images": next(iter(arrays.values()))} if len(arrays) == 1 else arrays
 
 
-def _checked_pair(file: Path, arrays: Mapping[str, np.ndarray], name: str, of: str) -> Loaded:
-    images, labels = _as_images(f"data.path={file}: {name}", arrays[name]), arrays.get(of)
-    if labels is None:
-        return images, None
-    whole = np.issubdtype(labels.dtype, np.integer) and labels.shape == (len(images),)
-    if not whole or labels.min(initial=0) < 0 or labels.max(initial=0) >= MOST_CLASSES:
-        raise InputError(
-            f"data.path={file}: {of} has the shape {labels.shape} and the type {labels.dtype}; give {len(images)} "
-            f"whole numbers from 0 to {MOST_CLASSES - 1}, one an image"
-        )
-    return images, torch.from_numpy(labels.astype(np.int64))
+def _as_labels(
+    what: str, images: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """int64 labels (N,) of each array of images, counted from 0, and the classes' names: the values in the file."""
+    labels = {name: arrays[of] for name, of in LABELS.items() if of in arrays}
+    if labels and labels.keys() != images.keys():
+        raise InputError(f"{what}: one of labels and test_labels is missing, or their images; give both or neither")
+    for name, values in labels.items():
+        count = len(images[name])
+        if values.shape != (count,) or values.dtype.kind not in "iub" or values.min() < 0:
+            raise InputError(
+                f"{what}: {LABELS[name]} has the shape {values.shape} and the type {values.dtype}; give {count} whole "
+                "numbers from 0, one for each image"
+            )
+    if not labels:
+        return {}, []
+    numbers = {name: values.astype(np.uint64) for name, values in labels.items()}
+    classes = np.unique(np.concatenate(list(numbers.values())))
+    if len(classes) > MOST_CLASSES:
+        raise InputError(f"{what}: labels has {len(classes)} classes; give at most {MOST_CLASSES}")
+    codes = {name: torch.from_numpy(np.searchsorted(classes, values)) for name, values in numbers.items()}
+    return codes, [str(int(value)) for value in classes]
 
 
 def _as_images(what: str, array: np.ndarray) -> Tensor:
@@ -182,17 +267,32 @@ def _as_images(what: str, array: np.ndarray) -> Tensor:
         array = array[:, None]
     if array.ndim != 4 or not array.size:
         raise InputError(f"{what} has the shape {array.shape}; give (N, H, W), (N, H, W, C) or (N, C, H, W)")
-    if array.shape[3] in (1, 3) and array.shape[1] not in (1, 3):
+    if _has_channels_last(what, array.shape):
         array = array.transpose(0, 3, 1, 2)
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255
     elif np.issubdtype(array.dtype, np.floating):
-        if not (array.min() >= 0 and array.max() <= 1):  # NaN fails too
-            raise InputError(f"{what} has values from {array.min():g} to {array.max():g}; floats must lie in [0, 1]")
+        low, high = array.min(), array.max()
+        if not (low >= 0 and high <= 1):  # NaN fails too
+            raise InputError(f"{what} has values from {low:g} to {high:g}; floats must lie in [0, 1]")
+        if high < DIM / 255:
+            raise InputError(f"{what} has values from {low:g} to {high:g}, and 1 is white; scale them")
         array = (array * array.dtype.type(255)).round().astype(np.uint8)
     if array.dtype != np.uint8:
         raise InputError(f"{what} has the type {array.dtype}; give uint8, or floats in [0, 1]")
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return use_full_range(what, torch.from_numpy(np.ascontiguousarray(array)))
+
+
+def _has_channels_last(what: str, shape: tuple[int, ...]) -> bool:
+    """Whether images (N, a, b, c) are (N, H, W, C); raises InputError where neither a nor c can be channels."""
+    first, last = shape[1], shape[3]
+    if min(first, last) > MOST_CHANNELS:
+        raise InputError(f"{what} has the shape {shape}; give 1 to {MOST_CHANNELS} channels, second or last axis")
+    if max(first, last) > MOST_CHANNELS:
+        return last < first
+    channels_last = last in (1, 3) and first not in (1, 3)
+    log.info("%s has the shape %s, taken as %s", what, shape, "(N, H, W, C)" if channels_last else "(N, C, H, W)")
+    return channels_last
 
 
 # --- torchvision ------------------------------------------------------------------------------------------------------
@@ -229,14 +329,14 @@ def read_torchvision(name: str, root: str, size: Size, mode: str | None, timeout
         ) from error
     finally:
         socket.setdefaulttimeout(before)
-    loaded = [_from_pil(one, _pair(size), mode, turned=name == "emnist") for one in (train, test)]
+    loaded = [_from_pil(one, size, mode, turned=name == "emnist") for one in (train, test)]
     if name == "omniglot":
         loaded = [(images, None) for images, _ in loaded]
     names = [str(one) for one in getattr(train, "classes", range(10))] if name != "omniglot" else None
     return RawSet(loaded[0], loaded[1], fingerprint(*(array for pair in loaded for array in pair)), names)
 
 
-def _from_pil(dataset: Any, size: tuple[int, int] | None, mode: str | None, turned: bool) -> Loaded:
+def _from_pil(dataset: Any, size: Size, mode: str | None, turned: bool) -> Loaded:
     """`turned`: columns where others have rows, as EMNIST's files hold them."""
     pairs = (dataset[row] for row in range(len(dataset)))
     bar = tqdm(pairs, type(dataset).__name__, len(dataset), leave=False, disable=not sys.stderr.isatty())

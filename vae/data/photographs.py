@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vae.data.images import SUFFIXES, read_image
+from vae.data.images import SUFFIXES, read_image, walk_images
 from vae.errors import InputError
+from vae.files import expand
 
 LONGEST = 512  # pixels of a side, after which nothing of what is drawn is gained
 DRAWN = 20 / 28  # the share of MNIST's side that its digits fill
@@ -17,14 +18,14 @@ SPECK = 0.02  # a spot smaller than this share of the largest one is dirt
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
-    """PNG and JPEG files, and those in folders by their names; raises InputError for a path without any."""
-    found: list[Path] = []
-    for path in map(Path, paths):
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+    """Image files, and those below folders in natural order; raises InputError for a path without any."""
+    images: list[Path] = []
+    for path in map(expand, paths):
+        inside = walk_images(path)[0] if path.is_dir() else [path]
         if not inside:
             raise InputError(f"{path}: holds no image; name a folder with {', '.join(SUFFIXES)} files, or such files")
-        found += inside
-    return found
+        images += inside
+    return images
 
 
 def fit_image(path: Path, shape: tuple[int, ...], dark: bool) -> tuple[np.ndarray, str]:
@@ -32,16 +33,18 @@ def fit_image(path: Path, shape: tuple[int, ...], dark: bool) -> tuple[np.ndarra
 
     Grey: an image of another size is cropped to what is drawn, so that it fills as much as MNIST's digits do, with its
     centre of mass in the middle; the shades of its paper are taken away, where its border is not black. It is inverted
-    where it is dark on light and the model's images are light on dark (`dark`). RGB: the largest centred part. Raises
-    InputError for a file that is no PNG or JPEG image, or in which nothing is drawn.
+    where it is dark on light and the model's images are light on dark (`dark`). RGB: the largest centred part. Masks
+    of 0 and 1 become black and white. Raises InputError for a file that is no image, or in which nothing is drawn.
     """
     channels, *size = shape
     if channels == 3:
         return read_image(path, (size[0], size[1]), "RGB"), "resized"
     pixels = read_image(path, None, "L")[0]  # (H, W)
     done = []
+    if pixels.max() == 1:
+        pixels, done = pixels * 255, ["0 and 1 taken as black and white"]
     if np.median(_border(pixels)) > 127 and dark:
-        pixels, done = 255 - pixels, ["inverted"]
+        pixels, done = 255 - pixels, [*done, "inverted"]
     if pixels.shape != tuple(size):
         if dark:
             smaller = _smaller(pixels)

@@ -27,7 +27,27 @@ from vae.training.lit import LitVAE
 def build(settings: Settings) -> tuple[LitVAE, ImageDataModule]:
     """The model and its data, set up (reads the files); raises InputError for what cannot be used or does not fit."""
     data = build_data(settings)
+    require_enough(settings, data)
     return build_model(settings, data), data
+
+
+def require_enough(settings: Settings, data: ImageDataModule) -> None:
+    """Raises InputError for images on which the evaluation would fail after the training."""
+    height, width = data.image_shape[1:]
+    if data.train.images[0].numel() < 4:
+        raise InputError(f"images of {height} x {width} pixels cannot be modelled; give at least 4 pixels")
+    if data.classes < 2:
+        return
+    if settings.evaluation.features and (min(height, width) < 4 or len(data.test) < 4):
+        raise InputError(
+            f"evaluation.features=true: the classifier needs 4 test images of 4 x 4 pixels or more, and there are "
+            f"{len(data.test)} of {height} x {width}; give more, or set evaluation.features=false"
+        )
+    if settings.evaluation.probes and len(data.train.labels.unique()) < 2:
+        raise InputError(
+            "evaluation.probes=true: all training images are of one class; set data.split=random, give more images, or "
+            "set evaluation.probes=false"
+        )
 
 
 def instantiate_part(group: str, node: Mapping[str, Any]) -> Any:
