@@ -113,7 +113,7 @@ def test_what_is_no_image_is_counted_and_hidden_folders_are_no_classes(
     assert len(data.train) + len(data.dev) + len(data.test) == 8
     (line,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert "8 train images of 1x5x7 (channels x height x width) in 2 classes" in line
-    assert line.endswith("left out: 1 .ipynb_checkpoints/, 2 .gif, 1 .txt, 1 @eaDir/, 1 hidden, 1 without a suffix")
+    assert line.endswith("left out: 2 .gif, 1 .ipynb_checkpoints/, 1 .txt, 1 @eaDir/, 1 hidden, 1 without a suffix")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,6 @@ from vae.training.lit import LitVAE
 def build(settings: Settings) -> tuple[LitVAE, ImageDataModule]:
     """The model and its data, set up (reads the files); raises InputError for what cannot be used or does not fit."""
     data = build_data(settings)
-    require_enough(settings, data)
     return build_model(settings, data), data
 
 
@@ -84,6 +83,7 @@ def build_data(settings: Settings) -> ImageDataModule:
 
 def build_model(settings: Settings, data: ImageDataModule) -> LitVAE:
     """Weights are a function of the seed; the images are checked against the likelihood's support."""
+    require_enough(settings, data)
     require_memory(partial(build_vae, settings, data.image_shape, data.classes), _widths(settings.plain))
     vae = build_vae(settings, data.image_shape, data.classes)
     vae.likelihood.check(as_floats(data.dev.images))
