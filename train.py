@@ -27,15 +27,9 @@ def _train(run: Run, cfg: DictConfig) -> float:
         return show_result(run)
     # torch and lightning take seconds to import, which neither a mistyped key nor a finished run need wait for
     command.import_torch_and_lightning()
-    from vae.run.build import build_data, build_model
-    from vae.run.results import evaluate_and_write
-    from vae.run.trainer import prepared_trainer
+    from vae.run import train as training
 
-    data = build_data(run.settings)
-    lit = build_model(run.settings, data)  # its training_step calls the objective: training/lit.py, then objectives.py
-    with run.open(cfg), prepared_trainer(run, lit, data) as (trainer, history):
-        trainer.fit(lit, datamodule=data, ckpt_path=run.resume_from, weights_only=True)
-        return evaluate_and_write(run, lit, data, trainer, history)
+    return training.train(run, cfg) or 0.0
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")

@@ -10,6 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae.cpu import flush_denormals
+
+flush_denormals()  # here, since every process that computes imports this module before it starts a thread
+
 
 def derive(seed: int, purpose: str, *counters: int) -> int:
     """A 63-bit seed that is a function of its arguments alone, on every platform and in every process."""

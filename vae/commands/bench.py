@@ -34,7 +34,7 @@ from vae.run.compose import compose
 from vae.run.directory import Run
 from vae.run.keys import CONF, Settings
 from vae.run.process import log_to
-from vae.run.trainer import prepared_trainer
+from vae.run.train import train
 
 Seconds = dict[str, list[float]]
 
@@ -191,14 +191,9 @@ class Turns:
         """Seconds of an epoch of every part, one value a turn."""
         s = self.s
         watch = Stopwatch(self.run_contenders, self.end_epoch)
-        lit = build_model(s, self.data)
         self.start()
         with tempfile.TemporaryDirectory() as folder:
-            run = Run(Path(folder) / "run", s)
-            with run.open(), prepared_trainer(run, lit, self.data) as (trainer, _):
-                # the last one: when an epoch starts, the checkpoint of the one before has been written
-                trainer.callbacks.append(watch)  # type: ignore[attr-defined]  # Lightning sets the list
-                trainer.fit(lit, datamodule=self.data)
+            train(Run(Path(folder) / "run", s), callbacks=[watch], data=self.data, evaluate=False)
             log_to(None)  # the folder, and the log in it, go
         self.seconds["train.py, its steps"] = watch.steps[1:]
         self.seconds["train.py, all of it"] = watch.whole[1:]

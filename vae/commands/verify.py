@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from vae.errors import InputError, RunFailed
 from vae.run import settings
-from vae.run.build import build_data, build_model
 from vae.run.directory import Run, describe_differences, differences, read_settings
 from vae.run.find import find_run, require_checkpoint
 from vae.run.keys import Settings
@@ -21,8 +21,9 @@ from vae.run.own_parts import refuse_untrusted
 from vae.run.process import log_to
 from vae.run.provenance import provenance
 from vae.run.results import evaluate, history_of, training_metrics
-from vae.run.trainer import prepared_trainer
+from vae.run.train import train
 from vae.training import checkpoints
+from vae.training.lit import LitVAE
 
 ROUNDING = 1e-5  # relative: what another number of threads or another device moves a sum by
 CAUSES = ("git_commit", "device", "threads")
@@ -127,28 +128,28 @@ class Stop(Exception):
 
 
 class StopAfter(Callback):
+    """Keeps the losses of the first `count` steps, and stops there."""
+
     def __init__(self, count: int) -> None:
         self.count = count
+        self.losses: list[Tensor] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if len(pl_module.first_losses) >= self.count:  # type: ignore[arg-type]  # LitVAE's
+        assert isinstance(pl_module, LitVAE)
+        self.losses = pl_module.first_losses
+        if len(self.losses) >= self.count:
             raise Stop
 
 
 def first_losses(s: Settings, count: int) -> list[Tensor]:
-    """The losses of the run's first steps, trained anew in a folder that goes."""
-    data = build_data(s)
-    lit = build_model(s, data)
+    """The losses of the run's first steps, retrained in a temporary folder."""
+    first = StopAfter(count)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run", settings.read({**s.plain, "run_dir": folder}))
-        try:
-            with run.open(), prepared_trainer(run, lit, data) as (trainer, _):
-                trainer.callbacks.append(StopAfter(count))  # type: ignore[attr-defined]  # Lightning sets the list
-                trainer.fit(lit, datamodule=data)
-        except Stop:
-            pass
+        with suppress(Stop):
+            train(run, callbacks=[first], evaluate=False)
         log_to(None)  # the folder, and the log in it, go
-    return lit.first_losses
+    return first.losses
 
 
 def compare_metrics(run: TrainedRun, saved: dict[str, Any], report: Report) -> None:

@@ -14,15 +14,13 @@ import torch
 
 from vae.errors import InputError
 from vae.files import whole_file
-from vae.run.build import build
 from vae.run.compose import compose, hydra_set_aside, override_of
 from vae.run.directory import Run
 from vae.run.find import HOME
 from vae.run.keys import expand_place
 from vae.run.load import TrainedRun, load_run
 from vae.run.process import NOISY
-from vae.run.results import evaluate_and_write
-from vae.run.trainer import prepared_trainer
+from vae.run.train import train
 
 
 def fit(
@@ -54,16 +52,12 @@ def run_on(run: Run, file: Path, arrays: dict[str, np.ndarray]) -> None:
     new = save(file, arrays)
     try:
         run.check()
-        built = None if run.is_finished else build(run.settings)
+        if not run.is_finished:
+            train(run)
     except InputError:
-        if new:
+        if new and not (run.directory / "config.yaml").exists():
             file.unlink()
         raise
-    if built:
-        lit, data = built
-        with run.open(), prepared_trainer(run, lit, data) as (trainer, history):
-            trainer.fit(lit, datamodule=data, ckpt_path=run.resume_from, weights_only=True)
-            evaluate_and_write(run, lit, data, trainer, history)
 
 
 def save(file: Path, arrays: dict[str, np.ndarray]) -> bool:

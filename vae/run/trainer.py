@@ -3,7 +3,7 @@
 import logging
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from inspect import signature
@@ -17,6 +17,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import Logger
 
+from vae.cpu import flush_denormals, keeps_denormals
 from vae.data.module import ImageDataModule
 from vae.errors import InputError
 from vae.evaluation.baselines import baselines
@@ -106,12 +107,19 @@ def describe(lit: LitVAE) -> str:
 
 
 @contextmanager
-def prepared_trainer(run: Run, lit: LitVAE, data: ImageDataModule) -> Iterator[tuple[Trainer, History]]:
-    """A trainer that begins or continues the run; inside the block, signals stop it between two steps."""
+def prepared_trainer(
+    run: Run, lit: LitVAE, data: ImageDataModule, more: Sequence[Callback] = ()
+) -> Iterator[tuple[Trainer, History]]:
+    """A trainer that begins or continues the run; inside the block, signals stop it between two steps.
+
+    Its callbacks end with `more`: when an epoch starts, the checkpoint of the one before has been written.
+    """
     settings = run.settings
     history = History(git_commit())  # asked now: the checkout may change in the hours that follow
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    if flush_denormals() and keeps_denormals():
+        log.warning("threads of this process still compute with denormal numbers; training may slow down manyfold")
     start = run.resume_from
     if start is not None:
         saved = checkpoints.load(start)
@@ -133,7 +141,9 @@ def prepared_trainer(run: Run, lit: LitVAE, data: ImageDataModule) -> Iterator[t
         sheet_of(run),
     )
     with GracefulStop(last.save) as stop:
-        yield build_trainer(run, lit, history, dashboard, stop, last), history
+        trainer = build_trainer(run, lit, history, dashboard, stop, last)
+        trainer.callbacks.extend(more)  # type: ignore[attr-defined]  # Lightning sets the list
+        yield trainer, history
 
 
 def texts(run: Run) -> dict[str, str]:

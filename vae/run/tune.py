@@ -196,6 +196,7 @@ def work(tuning: Tuning) -> "Study":
 
 def run_trial(tuning: Tuning, study: "Study", trial: "Trial") -> None:
     """Trains, evaluates and tells the study; a configuration that fails is one of its results."""
+    from optuna import TrialPruned
     from optuna.trial import TrialState
 
     overrides = trial.user_attrs["overrides"]
@@ -203,11 +204,9 @@ def run_trial(tuning: Tuning, study: "Study", trial: "Trial") -> None:
     try:
         folder = tuning.folder / trial.user_attrs["folder"]
         run = Run(folder, settings_of([*overrides, f"run_dir={folder}"]))
-        metrics = train_trial(run, trial, tuning.search)
-        if metrics is None:
-            study.tell(trial, state=TrialState.PRUNED)
-            return
-        study.tell(trial, values_of(metrics, tuning.search))
+        study.tell(trial, values_of(train_trial(run, trial, tuning.search), tuning.search))
+    except TrialPruned:
+        study.tell(trial, state=TrialState.PRUNED)
     except Exception as error:
         trial.set_user_attr("failed", ending(error)[1])
         log.error("trial %d failed: %s", trial.number, ending(error)[1], exc_info=not is_known(error))
@@ -221,27 +220,18 @@ def settings_of(overrides: Sequence[str]) -> Settings:
     return compose(overrides)
 
 
-def train_trial(run: Run, trial: "Trial", search: Search) -> dict[str, Any] | None:
-    """The run's metrics, or None where it was pruned; what an earlier worker has done of it is kept."""
+def train_trial(run: Run, trial: "Trial", search: Search) -> dict[str, Any]:
+    """The run's metrics; what an earlier worker has done of it is kept. Raises TrialPruned."""
     from vae.run.command import import_torch_and_lightning
 
     run.check()
     if not run.is_finished:
         import_torch_and_lightning()
-        from vae.run.build import build_data, build_model
-        from vae.run.results import evaluate_and_write
-        from vae.run.trainer import prepared_trainer
+        from vae.run.train import train
         from vae.training.pruning import Pruning
 
-        data = build_data(run.settings)
-        lit = build_model(run.settings, data)
-        with run.open(), prepared_trainer(run, lit, data) as (trainer, history):
-            pruning = Pruning(trial, next(iter(search.objectives)), history) if search.prune else None
-            trainer.callbacks += [pruning] if pruning else []  # type: ignore[attr-defined]  # a list of callbacks
-            trainer.fit(lit, datamodule=data, ckpt_path=run.resume_from, weights_only=True)
-            if pruning and pruning.stopped:
-                return None
-            evaluate_and_write(run, lit, data, trainer, history)
+        train(run, callbacks=[Pruning(trial, next(iter(search.objectives)))] if search.prune else [])
+    assert run.metrics is not None
     return run.metrics
 
 

@@ -108,7 +108,7 @@ class Dashboard(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # a signal only interrupts: the same command continues the run
         if isinstance(exception, Exception) and (writer := writer_of(trainer)) is not None:
-            writer.add_text("warnings", f"failed: {exception}", trainer.global_step)
+            writer.add_text("warnings", f"ended early: {exception}", trainer.global_step)
             writer.flush()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -107,3 +107,9 @@ class History(Callback):
         self.rows, self.kl_per_latent = list(state_dict["rows"]), list(state_dict["kl"])
         self.earlier, self.images = state_dict["seconds"], state_dict["images"]
         self.commits = commits_of(state_dict)
+
+
+def find_history(trainer: Trainer) -> History:
+    """That of the run which `trainer` trains."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets the list
+    return next(callback for callback in callbacks if isinstance(callback, History))
