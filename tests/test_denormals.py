@@ -20,12 +20,18 @@ DENORMAL = 1e-39
 pytestmark = pytest.mark.skipif(not torch.set_flush_denormal(True), reason="this processor cannot flush denormals")
 
 
+def products_left() -> int:
+    """How many denormals survive a multiplication, of single numbers and of matrices; counted by their bits."""
+    single, matrix = torch.full((2**18,), DENORMAL).mul(1), torch.full((600, 600), DENORMAL) @ torch.eye(600)
+    return sum(int(product.view(torch.int32).count_nonzero()) for product in (single, matrix))
+
+
 def denormals_left() -> int:
-    """How many of a tensor's denormals survive one multiplication, in one thread and in two."""
+    """The same in one thread and in two."""
     threads, left = torch.get_num_threads(), 0
     for count in (1, 2):
         torch.set_num_threads(count)
-        left += int(torch.full((2**18,), DENORMAL).mul(1).count_nonzero())
+        left += products_left()
     torch.set_num_threads(threads)
     return left
 
@@ -47,7 +53,7 @@ def found_by_probe(file: Path) -> list[int]:
 
 class ProbeImages(Images):
     def __getitem__(self, indices: Any) -> Any:
-        return torch.tensor(denormals_left()), torch.tensor(os.getpid())
+        return torch.tensor(products_left()), torch.tensor(os.getpid())
 
 
 def run_python(code: str, *arguments: str) -> str:
@@ -83,7 +89,9 @@ def test_fit_in_a_notebook_whose_threads_run_already(tmp_path: Path) -> None:
     code = """
 import sys, torch
 torch.set_num_threads(2)
-def left(): return int(torch.full((2**18,), 1e-39).mul(1).count_nonzero())
+def left():
+    product = torch.full((600, 600), 1e-39) @ torch.eye(600)
+    return int(product.view(torch.int32).count_nonzero())
 before = left()
 import vae
 vae.fit(torch.rand(40, 3, 5), "trainer.max_epochs=1", "evaluation=none", "callbacks.figures_every=0",
@@ -91,7 +99,7 @@ vae.fit(torch.rand(40, 3, 5), "trainer.max_epochs=1", "evaluation=none", "callba
         latent_dim=2, run_dir=f"{sys.argv[1]}/run")
 print(before, left())
 """
-    assert run_python(code, str(tmp_path)) == f"{2**18} 0"
+    assert run_python(code, str(tmp_path)) == f"{600**2} 0"
     assert found_by_probe(tmp_path / "lines") == [0]
 
 

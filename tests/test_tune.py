@@ -201,11 +201,12 @@ def test_a_hopeless_trial_is_pruned_and_a_resumed_one_tells_its_past() -> None:
     for value in (1.0, 9.0):
         trial, history = study.ask(), History()
         history.rows = [{"epoch": epoch, "dev/loss": value} for epoch in (1, 2)]  # of the time before a resume
-        pruning, trainer = Pruning(trial, "dev/loss", history), SimpleNamespace(current_epoch=2, max_epochs=9)
+        pruning = Pruning(trial, "dev/loss")
+        trainer = SimpleNamespace(current_epoch=2, max_epochs=9, callbacks=[history])
         history.rows.append({"epoch": 3, "dev/loss": value})
         pruning.on_validation_end(trainer, None)  # type: ignore[arg-type]  # what it looks at
         assert study.trials[-1].intermediate_values == {1: value, 2: value, 3: value}
-        assert pruning.stopped == getattr(trainer, "should_stop", False) == (value == 9.0)
+        assert pruning.pruned == getattr(trainer, "should_stop", False) == (value == 9.0)
         study.tell(trial, value)
 
 
