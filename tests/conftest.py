@@ -1,18 +1,20 @@
 """What the tests of whole runs share: a small network, the command in this process and in others, one real sweep."""
 
+import atexit
 import copy
 import functools
 import hashlib
 import logging
 import os
 import subprocess
-import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from browser import browser  # noqa: F401 (a fixture)
+from faults_tools import Server
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
@@ -24,7 +26,10 @@ from vae.run.keys import Settings
 from vae.run.process import log_to
 
 ROOT = Path(__file__).parent.parent
-SMALL = ("data=digits", "dropout=0.3", "latent_dim=2", "model.encoder.hidden=[5]", "model.decoder.hidden=[4]")
+SMALL = (
+    "data=digits", "dropout=0.3", "latent_dim=2", "model.encoder.hidden=[5]", "model.decoder.hidden=[4]",
+    "callbacks.figures_every=0",  # pictures take two thirds of a small run
+)  # fmt: skip
 SHORT = (*SMALL, "evaluation=none", "trainer.max_epochs=1", "trainer.limit_train_batches=2")
 SWEEP = ("latent_dim=2,3", "model=mlp,conv", "data=digits", "trainer.max_epochs=1", "evaluation=none")
 RUNS = [f"latent_dim={latents},model={model}" for latents in (2, 3) for model in ("mlp", "conv")]  # its folders
@@ -90,11 +95,19 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vae.run.results.draw", lambda *arguments: {})
 
 
+@functools.cache
+def server() -> Server:
+    """Forks each command from a process that has imported torch and Lightning, which takes six seconds."""
+    server = Server(Path(tempfile.mkdtemp()))
+    atexit.register(server.close)
+    return server
+
+
 def process(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """A real `python train.py`."""
-    run = [sys.executable, str(ROOT / "train.py"), *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(run, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+    """`python train.py arguments` in a process of its own."""
+    command = server().run(*arguments, cwd=cwd, env=dict(os.environ))
+    out, err = ((command.folder / name).read_text() for name in ("stdout", "stderr"))
+    return subprocess.CompletedProcess(arguments, command.wait(), out, err)
 
 
 @pytest.fixture(scope="session")

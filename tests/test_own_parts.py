@@ -1,10 +1,7 @@
 """A person's own parts: used by name, checked by their signature, and never executed for a file's sake."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, SHORT, process, server, train
 
 from vae.errors import InputError
 from vae.run.load import load_run
@@ -33,18 +30,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "train.py"), *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+@pytest.fixture(scope="module")
+def planted_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the project's parts; tests plant in copies of it."""
+    directory = tmp_path_factory.mktemp("plain") / "run"
+    train(*SHORT, "trainer.limit_train_batches=1", f"run_dir={directory}")
+    return directory
 
 
 def run(folder: Path, *arguments: str) -> tuple[int, str]:
-    process = start(folder, *arguments)
-    said, _ = process.communicate(timeout=300)
-    return process.returncode, said
+    ended = process(*arguments, cwd=folder)
+    return ended.returncode, ended.stdout + ended.stderr
 
 
 def metrics(directory: Path) -> dict[str, float]:
@@ -68,13 +64,10 @@ def test_own_parts_train_and_the_last_loss_is_the_loss(folder: Path) -> None:
 def test_own_parts_resume_to_the_bit_after_a_kill(folder: Path) -> None:
     longer = (*OWN, "data.repeat=20", "trainer.max_epochs=4", "callbacks.checkpoint_minutes=0.002")
     assert run(folder, *longer, "run_dir=undisturbed")[0] == 0
-    process = start(folder, *longer, "run_dir=killed")
-    assert process.stdout is not None
-    while not process.stdout.readline().startswith("epoch 2"):
-        pass
+    killed = server().start(*longer, "run_dir=killed", cwd=folder)
+    assert killed.until(lambda: "\nepoch 2" in killed.said)
     time.sleep(0.2)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    killed.kill()
     assert not (folder / "killed" / "metrics.json").exists()
     code, said = run(folder, *longer, "run_dir=killed")
     assert code == 0, said
@@ -112,9 +105,8 @@ def test_a_run_with_own_parts_is_loaded_only_where_it_is_trusted(folder: Path, m
 
 
 @pytest.mark.parametrize("target", ["os.system", "torch.hub.load", "vae.networks.torch.hub.load", "mine.Head"])
-def test_a_planted_part_is_refused_before_it_is_imported(target: str, folder: Path) -> None:
-    small = ("data=digits", "model.encoder.hidden=[4]", "model.decoder.hidden=[4]", "trainer.max_epochs=1")
-    assert run(folder, *small, "evaluation=none", "trainer.limit_train_batches=1", "run_dir=own")[0] == 0
+def test_a_planted_part_is_refused_before_it_is_imported(target: str, folder: Path, planted_in: Path) -> None:
+    shutil.copytree(planted_in, folder / "own")
     config = folder / "own" / "config.yaml"
     config.write_text(config.read_text().replace("vae.likelihoods.SquaredErrorHead", target))
     with pytest.raises(InputError, match="from outside the project"):
@@ -122,9 +114,8 @@ def test_a_planted_part_is_refused_before_it_is_imported(target: str, folder: Pa
     assert not (folder / "executed").exists()
 
 
-def test_a_part_planted_in_a_list_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = ("data=digits", "model.encoder.hidden=[4]", "model.decoder.hidden=[4]", "trainer.max_epochs=1")
-    assert run(folder, *small, "evaluation=none", "trainer.limit_train_batches=1", "run_dir=own")[0] == 0
+def test_a_part_planted_in_a_list_is_refused(folder: Path, planted_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(planted_in, folder / "own")
     config = folder / "own" / "config.yaml"
     plain = yaml.safe_load(config.read_text())
     planted = [{"_target_": "pathlib.Path.touch", "_args_": [{"_target_": "pathlib.Path", "_args_": ["executed"]}]}]
@@ -138,11 +129,10 @@ def test_a_part_planted_in_a_list_is_refused(folder: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(("group", "key"), [("data", "root"), ("optimizer", "lr"), ("evaluation", "cache_dir")])
 def test_a_planted_interpolation_is_refused(
-    group: str, key: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    group: str, key: str, folder: Path, planted_in: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """OmegaConf's resolver oc.create would build what the text describes."""
-    small = ("data=digits", "model.encoder.hidden=[4]", "model.decoder.hidden=[4]", "trainer.max_epochs=1")
-    assert run(folder, *small, "evaluation=none", "trainer.limit_train_batches=1", "run_dir=own")[0] == 0
+    shutil.copytree(planted_in, folder / "own")
     config = folder / "own" / "config.yaml"
     plain = yaml.safe_load(config.read_text())
     plain[group][key] = "${oc.create:{_target_:os.mkdir,path:executed}}"
