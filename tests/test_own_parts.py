@@ -20,7 +20,8 @@ OWN = (
     "model.encoder._target_=mine.Encoder", "model.encoder.width=5", "data._target_=mine.Bars", "data.dev_size=20",
     "data.batch_size=8", "data.eval_batch_size=7", "callbacks.extra.counter._target_=mine.Counter",
     "callbacks.extra.counter.file=epochs.txt", "model.decoder.hidden=[4]", "latent_dim=2", "dropout=0", "threads=1",
-    "evaluation.samples=3", "evaluation.features=false", "evaluation.probes=false",
+    "evaluation.samples=3", "evaluation.features=false", "evaluation.probes=false", "evaluation.figures=false",
+    "callbacks.figures_every=0",
 )  # fmt: skip
 
 
