@@ -18,7 +18,7 @@ from vae.commands import report_sweep
 from vae.commands.meanings import meaning
 from vae.commands.report import charts, report
 from vae.errors import InputError
-from vae.run.compare import Row, Table
+from vae.run.compare import Table, frame_of, summarise
 from vae.run.sweep import RunRecord
 
 NAME = "a <script>alert(1)</script> run"
@@ -155,20 +155,24 @@ def test_the_sweep_s_page_holds_the_table_of_vae_compare(sweep_page: Path, sweep
 
 def test_the_best_run_is_the_one_with_the_lowest_loss_or_the_highest_elbo() -> None:
     runs = [
-        RunRecord(Path(str(n)), {}, {"dev/loss": n, "dev/elbo": n, "dev/neg_elbo": n}, "finished") for n in (2, 1, 3)
+        RunRecord(Path(str(n)), {"seed": n}, {"dev/loss": n, "dev/elbo": n, "dev/neg_elbo": n}, "finished")
+        for n in (2, 1, 3)
     ]
-    row = Row({"k": "v"}, dict(enumerate(runs)))
-    table = Table(["dev/loss"], {}, [row], row)
     for metric, best in {"dev/loss": "1", "dev/elbo": "3", "dev/neg_elbo": "1"}.items():
-        assert report_sweep.best_first(table, metric)[0][1].name == best
+        table = Table([metric], {}, frame_of(runs, [{"k": "v"}] * 3))
+        (name, record), *_ = report_sweep.best_first(table, metric)
+        assert (name, record.name) == (f"k=v, seed {best}", best)
 
 
 def test_effects_are_means_over_all_other_keys() -> None:
-    runs = {(a, b): RunRecord(Path("r"), {}, {"m": 10 * a + b}, "finished") for a in (1, 2) for b in (3, 5)}
-    rows = [Row({"a": str(a), "b": str(b)}, {0: run}) for (a, b), run in runs.items()]
-    (effect, _), series = report_sweep.effects(rows, ["a", "b"], "m"), ["runs", "mean"]
-    assert [one["name"] for one in effect["series"]] == series
-    assert effect["series"][1] == {"name": "mean", "mode": "lines+markers", "x": ["1", "2"], "y": [14, 24]}
+    pairs = [(a, b) for a in (1, 2) for b in (3, 5)]
+    records = [RunRecord(Path("r"), {"seed": 0}, {"m": 10 * a + b}, "finished") for a, b in pairs]
+    table = Table(["m"], {}, frame_of(records, [{"a": str(a), "b": str(b)} for a, b in pairs]))
+    table.rows = summarise(table, ["a", "b"])
+    effect, _ = report_sweep.effect_charts(table, "m")
+    runs, means = effect["series"]
+    assert (runs["x"], runs["y"]) == (["1", "1", "2", "2"], [13, 15, 23, 25])
+    assert (means["x"], means["y"]) == (["1", "2"], [14, 24])
 
 
 def test_a_folder_of_runs_without_a_result_is_refused(run: Path, tmp_path: Path) -> None:

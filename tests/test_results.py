@@ -28,7 +28,7 @@ from vae.run.directory import Run, read_settings
 from vae.run.load import load_run
 from vae.run.memory import call_glibc
 from vae.run.settings import read
-from vae.run.table import closing_lines, print_results, show_result, table_rows, written
+from vae.run.table import closing_lines, print_results, show_result, table_rows, warnings, written
 from vae.training import checkpoints
 from vae.training.history import History
 
@@ -99,10 +99,11 @@ def test_table_returns_the_monitored_figure_and_names_the_places(run: Path, caps
     headline = f"digits, grey levels: dev/loss {written(found, 'dev/loss')} in epoch 1 of 1"
     assert headline in " ".join(out.split())
     value, error = found["test/reconstruction"], found["test/reconstruction_error"]
-    shown, _, spread = written(found, "test/reconstruction").partition(" +- ")
-    assert float(shown) == pytest.approx(value, abs=error)
-    assert float(spread) == pytest.approx(error, rel=0.1)
-    assert f"{shown} +- {spread}" in out
+    shown, _, spread = written(found, "test/reconstruction").partition(" ± ")
+    assert float(shown.replace("−", "-")) == pytest.approx(value, abs=error)
+    assert float(spread) == pytest.approx(1.96 * error, rel=0.1)
+    assert f"{shown} ± {spread}" in out
+    assert "± is half of the 95 % interval over images" in out
     assert "nats per image" in out
     assert f"run:      {run}\n" in out
     assert f"curves:   tensorboard --logdir {run}\n" in out
@@ -114,10 +115,39 @@ def test_squared_error_is_said_to_be_no_nll(tmp_path: Path, monkeypatch: pytest.
     one = Run(Path("outputs/2026-01-01/x"), settings_of("data=digits"))
     one.directory.mkdir(parents=True)
     (one.directory / "events.out.tfevents.1").touch()
-    lines = closing_lines(one, {"test/active_units": 4, "dev/unweighted_loss": 36.0, "test/kl_per_latent/00": 1.0})
+    ended = {"epochs": 9, "best_epoch": 8, "stopped_early": 0, "steps": 1000}
+    metrics = {"test/active_units": 4, "dev/unweighted_loss": 36.0, "test/kl_per_latent/00": 1.0}
+    lines = closing_lines(one, ended | metrics)
     assert lines[0] == "4 of 4 latents are active"
     assert "the likelihood is not normalised" in lines[1]
     assert lines[-1] == "curves:   tensorboard --logdir outputs"
+
+
+GOOD = {
+    "test/active_units": 4, "epochs": 70, "best_epoch": 60, "stopped_early": 0, "steps": 35_000, "dev/kl": 12.0,
+    "dev/loss": 35.0, "train_eval/loss": 34.0, "samples/class_entropy_convnet-1": 2.2, "test/nll_ess": 50.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("metrics", "key"),
+    [
+        ({"test/active_units": 0}, "objective/beta=linear"),
+        ({"test/active_units": 1}, "dropout=0"),
+        ({"dev/kl": 0.01}, "objective/beta=linear"),
+        ({"steps": 60}, "trainer.max_epochs"),
+        ({"best_epoch": 70}, "trainer.max_epochs=140"),
+        ({"train_eval/loss": 30.0}, "callbacks.early_stopping"),
+        ({"samples/class_entropy_convnet-1": 0.2}, "prior=flow"),
+        ({"test/nll_ess": 2.8, "test/nll_samples": 500}, "vae evaluate RUN samples=5000"),
+    ],
+)
+def test_what_to_know_before_the_numbers_names_the_key_to_change(metrics: dict[str, float], key: str) -> None:
+    plain = settings_of("data=digits").plain
+    assert warnings(GOOD, plain) == []
+    (line,) = warnings(GOOD | metrics, plain)
+    assert key in line
+    assert all(f"{value:g}" in line for name, value in metrics.items() if name.startswith("test/nll"))
 
 
 def test_show_prints_the_table_again(

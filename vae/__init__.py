@@ -5,17 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vae.commands.compare import sweep
+    from vae.commands.runs import runs
     from vae.data import ImageDataModule
     from vae.model import VAE
     from vae.objectives import ELBO, IWAE
     from vae.run.fit import fit
-    from vae.run.load import load_run, runs
+    from vae.run.load import load_run
     from vae.training.lit import LitVAE
 
 __all__ = ["ELBO", "IWAE", "VAE", "ImageDataModule", "LitVAE", "fit", "load_run", "runs", "sweep"]
 HOMES = {
     "ELBO": "vae.objectives", "IWAE": "vae.objectives", "VAE": "vae.model", "ImageDataModule": "vae.data",
-    "LitVAE": "vae.training.lit", "fit": "vae.run.fit", "load_run": "vae.run.load", "runs": "vae.run.load",
+    "LitVAE": "vae.training.lit", "fit": "vae.run.fit", "load_run": "vae.run.load", "runs": "vae.commands.runs",
     "sweep": "vae.commands.compare",
 }  # fmt: skip
 

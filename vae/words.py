@@ -1,6 +1,7 @@
-"""Numbers and losses as one says them."""
+"""Numbers, names and losses as a person reads them."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +16,49 @@ def error_of(target: str) -> str:
     return ERRORS.get(target, "reconstruction")
 
 
+HALF_INTERVAL = 1.96  # standard errors of a mean over images that make half of a 95 % interval
+
+
 def digits(error: float) -> int:
     """Decimals that a number with this error deserves: the error shows two figures, or whole ones from 10 on."""
     return max(0, 1 - math.floor(math.log10(error)))
+
+
+def plus_minus(value: float, half: float | None, sign: str = "") -> str:
+    """`34.70 ± 0.57`, with as many decimals as `half`, half of the 95 % interval, allows.
+
+    Everywhere in the project `±` has this one meaning. Without an interval the value has four figures. `sign="+"` shows
+    the sign of positive values too.
+    """
+    if not half or not math.isfinite(half):
+        return number(value, sign)
+    places = digits(half)
+    return f"{round(value, places) + 0.0:{sign}.{places}f} ± {half:.{places}f}".replace("-", "−")
+
+
+def number(value: float, sign: str = "") -> str:
+    """Four figures, or all that stand before the point; an integer in full."""
+    form = "d" if isinstance(value, int) else ".4g" if not 1e4 <= abs(value) < 1e9 else ".0f"
+    return f"{value + 0:{sign}{form}}".replace("-", "−")
+
+
+FORMULA = re.compile(r"[=+\-@\t\r]")  # what a spreadsheet takes for the beginning of one
+
+
+def defused(cell: Any) -> Any:
+    """A cell of a CSV file; a text that a spreadsheet would compute, such as `=cmd`, stands behind an apostrophe."""
+    if not isinstance(cell, str) or not FORMULA.match(cell):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
+def printable(text: str) -> str:
+    """The text with what moves a terminal's cursor, or cannot be shown, spelled out: `\\x1b` for an escape."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def duration(seconds: float) -> str:
@@ -29,8 +70,9 @@ def duration(seconds: float) -> str:
 
 def short_commits(provenance: Mapping[str, Any]) -> list[str]:
     """Of the code that trained a model and that evaluated it, in short; older versions name the second alone."""
-    named = [provenance.get("git_commit"), *provenance.get("training_commits", [])]
-    return sorted({short_commit(commit) for commit in named if commit})
+    trained = provenance.get("training_commits")
+    named = [provenance.get("git_commit"), *(trained if isinstance(trained, list) else ())]
+    return sorted({short_commit(str(commit)) for commit in named if commit})
 
 
 def short_commit(commit: str | None) -> str:

@@ -1,19 +1,20 @@
 """`vae ledger`: nats beside nats, in groups within which they may be compared. Imports no torch."""
 
-import sys
 from collections.abc import Iterable
 from typing import Any
 
-from vae.commands.output import as_csv, check_out
+from vae.commands.output import check_out, write_text
 from vae.errors import InputError
-from vae.files import replace
-from vae.run.compare import scale_of
+from vae.run.compare import grouped, has
 from vae.run.find import HOME
 from vae.run.sweep import RunRecord, list_runs
-from vae.words import short_commits
+from vae.tables import as_csv, text_table, wrapped
+from vae.words import HALF_INTERVAL, number, plus_minus, short_commits
 
 Row = dict[str, Any]
-COLUMNS = ("NLL", "+-", "ELBO", "rate", "active", "prior", "posterior", "objective", "latents", "epochs", "seed")
+# columns beside run and NLL; a narrow terminal drops them from the end
+COLUMNS = ("ELBO", "active", "latents", "prior", "posterior", "objective", "rate", "epochs", "seed", "commit")
+NOTE = "nats per image on the test set; ± is half of the 95 % interval over images"
 
 
 def main(folders: list[str] | None, out: str | None, force: bool) -> None:
@@ -21,69 +22,55 @@ def main(folders: list[str] | None, out: str | None, force: bool) -> None:
     groups = ledger(folders or (HOME,))
     if not groups:
         raise InputError(
-            f"{' '.join(folders or (HOME,))}: no finished run here has an NLL in nats; it takes a normalised "
-            "likelihood, such as likelihood=bernoulli data.binarize=dynamic, and evaluation.samples above 0"
+            f"{' '.join(folders or (HOME,))}: no finished run has an NLL in nats; that takes a normalised likelihood, "
+            "such as likelihood=bernoulli data.binarize=dynamic, and evaluation.samples above 0"
         )
     if place is None:
         show(groups)
         return
     rows = [{"group": group, **row} for group, rows in groups.items() for row in rows]
-    replace(place, as_csv({name: [row[name] for row in rows] for name in rows[0]}).encode())
-    print(place)
+    write_text(place, as_csv({name: [row[name] for row in rows] for name in rows[0]}))
 
 
 def ledger(folders: Iterable[str]) -> dict[str, list[Row]]:
     """What may be compared, in words and alphabetical order -> its runs, best first."""
-    groups: dict[str, list[Row]] = {}
-    for record in list_runs(*folders):
-        if record.settings and record.metrics and "test/nll" in record.metrics:
-            groups.setdefault(group_of(record), []).append(row_of(record))
+    records = [record for record in list_runs(*folders) if record.settings and has(record, "test/nll")]
+    groups = {group: [row_of(record) for record in runs] for group, runs in grouped(records, "test/nll").items()}
     return {group: sorted(groups[group], key=lambda row: float(row["NLL"])) for group in sorted(groups)}
 
 
-def group_of(record: RunRecord) -> str:
-    """Numbers compare where all of this is the same: the images, their binarisation, the split, the kind of nats."""
-    scale = scale_of("test/nll", record)
-    return "; ".join(f"{key.removeprefix('data.')} {value}" for key, value in scale.items() if value != "null")
-
-
-def part(node: Row) -> str:
-    return str(node["_target_"]).rpartition(".")[2]
+def part(node: Any) -> str:
+    return str((node or {}).get("_target_")).rpartition(".")[2]
 
 
 def row_of(record: RunRecord) -> Row:
-    assert record.settings is not None
-    assert record.metrics is not None
-    s, m = record.settings, record.metrics
+    """A run's columns; `NLL_error` is the standard error over images."""
+    s, m = record.settings or {}, record.metrics or {}
     return {
         "run": str(record.directory),
         "NLL": m["test/nll"],
-        "+-": m.get("test/nll_error"),
+        "NLL_error": m.get("test/nll_error"),
         "ELBO": m.get("test/elbo"),
         "rate": m.get("test/rate"),
         "active": m.get("test/active_units"),
-        "prior": part(s["prior"]),
-        "posterior": part(s["posterior"]),
-        "objective": part(s["objective"]),
+        "prior": part(s.get("prior")),
+        "posterior": part(s.get("posterior")),
+        "objective": part(s.get("objective")),
         "latents": s["latent_dim"],
         "epochs": m["epochs"],
         "seed": s["seed"],
-        "commit": " ".join(short_commits(m["provenance"])),
+        "commit": " ".join(short_commits(m.get("provenance", {}))),
     }
 
 
 def show(groups: dict[str, list[Row]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if sys.stdout.isatty() else 200)
     for group, rows in groups.items():
-        table = Table("run", *COLUMNS, box=box.SIMPLE, title=group, title_justify="left", title_style="bold")
-        for row in rows:
-            table.add_row(row["run"], *(written(row[name]) for name in COLUMNS))
-        console.print(table, highlight=False)
+        nll = [plus_minus(row["NLL"], HALF_INTERVAL * (row["NLL_error"] or 0.0)) for row in rows]
+        columns = {"run": [row["run"] for row in rows], "NLL": nll}
+        columns |= {name: [_cell(row[name]) for row in rows] for name in COLUMNS}
+        print(f"{wrapped(group)}\n{text_table(columns, drop=COLUMNS[::-1])}\n")
+    print(NOTE)
 
 
-def written(value: Any) -> str:
-    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+def _cell(value: Any) -> str:
+    return "" if value is None else number(value) if isinstance(value, int | float) else str(value)

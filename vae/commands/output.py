@@ -1,11 +1,10 @@
 """What a verb writes: a picture, or with --out its numbers."""
 
-import csv
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vae import tables
 from vae.errors import InputError
 from vae.files import replace, whole_file
 
@@ -27,6 +26,19 @@ def check_out(out: str | None, force: bool, kinds: tuple[str, ...] = PICTURES + 
     return path
 
 
+def write_text(path: Path, text: str) -> None:
+    """The file, written whole, and a line that says where. Raises InputError for a place that cannot be written."""
+    try:
+        replace(path, text.encode())
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    print(path)
+
+
+def cannot_write(path: Path, error: OSError) -> InputError:
+    return InputError(f"--out={path}: cannot be written ({error.strerror}); choose another place")
+
+
 def write(path: Path, draw: Callable[[], "Figure"], values: Mapping[str, Any], shows: str = "") -> None:
     """The picture, or `values` (arrays over the same first axis) as npz or csv, and a line that says where.
 
@@ -40,7 +52,7 @@ def write(path: Path, draw: Callable[[], "Figure"], values: Mapping[str, Any], s
         else:
             replace(path, as_csv(values).encode())
     except OSError as error:
-        raise InputError(f"--out={path}: cannot be written ({error.strerror}); name a place that can be") from error
+        raise cannot_write(path, error) from error
     print(path)
 
 
@@ -77,9 +89,4 @@ def as_csv(values: Mapping[str, Any]) -> str:
         flat = array.reshape(len(array), -1)
         names = [name] if array.ndim == 1 else [f"{name}_{k}" for k in range(flat.shape[1])]
         columns += [(each, flat[:, k].tolist()) for k, each in enumerate(names)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([name for name, _ in columns])
-    for row in zip(*(column for _, column in columns), strict=True):
-        writer.writerow([f"{cell:.9g}" if isinstance(cell, float) else cell for cell in row])
-    return text.getvalue()
+    return tables.as_csv(dict(columns), figures=9)

@@ -76,7 +76,7 @@ def headline(run: "TrainedRun", metrics: Plain) -> str:
     from vae.run import table
     from vae.run.settings import monitored
 
-    return table.headline(run, metrics, monitored(run.settings, "dev/elbo" in metrics)[0]) if metrics else ""
+    return table.headline(run, metrics, monitored(run.settings.plain, "dev/elbo" in metrics)[0]) if metrics else ""
 
 
 def facts(run: "TrainedRun", metrics: Plain) -> dict[str, str]:
@@ -112,7 +112,8 @@ def in_words(part: Plain) -> str:
 def warnings(run: "TrainedRun", metrics: Plain, rows: list[dict[str, float]], images: int) -> list[str]:
     """What a reader must know before the numbers."""
     from vae.run.sweep import read_record
-    from vae.run.table import COLLAPSED, is_of_the_last
+    from vae.run.table import is_of_the_last
+    from vae.run.table import warnings as of_metrics
 
     record = read_record(run.directory)
     found = []
@@ -120,14 +121,14 @@ def warnings(run: "TrainedRun", metrics: Plain, rows: list[dict[str, float]], im
         found.append(f"The run is {record.status}{': ' + record.message if record.message else ''}.")
     if not metrics:
         found.append("It has no metrics yet: the curves and the explorer are all there is. Its command continues it.")
-    elif not metrics["test/active_units"]:
-        found.append(COLLAPSED)
-    if metrics and metrics["best_epoch"] == metrics["epochs"] and not metrics["stopped_early"]:
-        found.append("The best epoch is the last one: longer training may go on improving.")
+    else:
+        found += [f"{line[0].upper()}{line[1:]}." for line in of_metrics(metrics, run.settings.plain)]
     if metrics and is_of_the_last(metrics):
         found.append("These are the metrics of the last epoch, not of the best.")
     if not run.vae.likelihood.normalised:
-        found.append("The likelihood is not normalised: this loss compares with no other likelihood's nats.")
+        found.append(
+            "The likelihood is not normalised: this loss cannot be compared with the nats of another likelihood."
+        )
     if any(commit.endswith("+changes") for commit in short_commits(metrics.get("provenance", {}))):
         found.append("The code differed from a commit that is named below.")
     if metrics and not figures_of(run.directory):

@@ -1,108 +1,115 @@
-"""`vae report SWEEP -o page.html`: the runs below a folder on one page; only their curves need torch."""
+"""`vae report SWEEP -o page.html`: the runs below a folder on one page."""
 
-import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vae.commands.page import check_output, write_page
-from vae.commands.report import curve, default_settings, packed_plotly, picture
+from vae.commands.report import default_settings, packed_plotly, picture
 from vae.errors import InputError
-from vae.run.compare import Comparison, Row, Table, compare, flatten, name_of
-from vae.run.compare_text import cells, findings, title
+from vae.run.compare import Comparison, Table, compare, flatten, lower_is_better
+from vae.run.compare_figures import curve_of, runs_by_value
+from vae.run.compare_text import cells_of, effect_cells, findings, title
 from vae.run.keys import show
-from vae.run.sweep import RunRecord, natural
+from vae.run.sweep import RunRecord
 
 CURVES = 10  # lines that a legend still tells apart
 BEST = 3  # runs side by side
 SHOWN = ("reconstructions", "samples", "losses")
-HIGHER = ("elbo", "accuracy", "precision", "recall", "entropy", "active_units", "images_per_second")
 
 
-def report_sweep(path: str, output: Path, force: bool) -> None:
+def report_sweep(path: str, output: Path, force: bool, metrics: Sequence[str] = ()) -> None:
     """Writes the page of a sweep; raises InputError where no run below the folder is finished."""
     check_output(output, force, "plotly")
-    found = compare([path])
-    if not found.tables:
-        raise InputError(f"{path}: none of its {len(found.left_out)} runs is finished; their commands continue them")
-    values = {"keys": found.keys, "reasons": found.reasons, "left_out": found.left_out, "shared": shared_keys(found)}
-    tables = [table_values(table, found.keys) for table in found.tables]
-    name = Path(path).resolve().name
-    write_page(output, "sweep.html.j2", name=name, tables=tables, plotly=packed_plotly(), **values)
+    comparison = compare([path], metrics)
+    if not comparison.tables:
+        unfinished = len(comparison.left_out)
+        raise InputError(f"{path}: none of its {unfinished} runs is finished; their commands continue them")
+    write_page(
+        output,
+        "sweep.html.j2",
+        name=Path(path).resolve().name,
+        tables=[table_values(table) for table in comparison.tables],
+        keys=comparison.keys,
+        reasons=comparison.reasons,
+        left_out=comparison.left_out,
+        shared=shared_keys(comparison),
+        plotly=packed_plotly(),
+    )
 
 
-def shared_keys(found: Comparison) -> list[str]:
-    """What all runs were given: the keys that do not vary and differ from the default."""
+def shared_keys(comparison: Comparison) -> list[str]:
+    """What all runs have in common that differs from the default."""
     default = flatten(default_settings())
-    flats = [flatten(run.settings or {}) for table in found.tables for row in table.rows for run in row.runs.values()]
+    records = [record for table in comparison.tables for record in table.runs["record"]]
+    flats = [flatten(record.settings or {}) for record in records]
     same = [name for name in flats[0] if all(flat.get(name) == flats[0][name] for flat in flats)]
     return [f"{name}={show(flats[0][name])}" for name in same if flats[0][name] != default.get(name)]
 
 
-def table_values(table: Table, keys: Sequence[str]) -> dict[str, Any]:
+def table_values(table: Table) -> dict[str, Any]:
     """The table in words, the effect of each key on its first metric, the curves, and the best runs."""
     metric = table.metrics[0]
-    runs = best_first(table, metric)
+    best = best_first(table, metric)
     return {
         "title": title(table),
         "metric": metric,
-        "cells": cells(table, keys),
+        "cells": rows_of(cells_of(table)),
+        "effects": rows_of(effect_cells(table)) if len(table.keys_that_vary) > 1 else [],
         "findings": findings(table),
-        "charts": [*effects(table.rows, keys, metric), *curves(runs[:CURVES], metric)],
-        "best": [best_run(name, run, metric) for name, run in runs[:BEST]],
+        "charts": [*effect_charts(table, metric), *curves(best[:CURVES], metric)],
+        "best": [best_run(name, record, metric) for name, record in best[:BEST]],
     }
+
+
+def rows_of(cells: dict[str, list[str]]) -> list[tuple[str, ...]]:
+    """A table's head and rows."""
+    return [tuple(cells), *zip(*cells.values(), strict=True)] if cells else []
 
 
 def best_first(table: Table, metric: str) -> list[tuple[str, RunRecord]]:
     """Every run with its name: what sets it apart, and its seed."""
-    sign = -1 if metric.endswith(HIGHER) and not metric.endswith("neg_elbo") else 1
-    runs = [
-        (sign * row.values(metric)[seed], f"{name_of(row, table.baseline)}, seed {seed}", run)
-        for row in table.rows
-        for seed, run in row.runs.items()
-    ]
-    return [(name, run) for _, name, run in sorted(runs, key=lambda run: run[0])]
+    sign = 1 if lower_is_better(metric) else -1
+    costs = [sign * record.metrics[metric] for record in table.runs["record"]]
+    names = table.runs["name"].map(table.short_name) + ", seed " + table.runs["seed"].astype(str)
+    return [(names.iloc[i], table.runs["record"].iloc[i]) for i in np.argsort(costs, kind="stable")]
 
 
-def effects(rows: Sequence[Row], keys: Sequence[str], metric: str) -> list[dict[str, Any]]:
-    """For each key that varies: every run at its value, and the mean of each value."""
-    drawn = []
-    for key in keys:
-        values = sorted({row.keys.get(key, "-") for row in rows}, key=natural)
-        points = [(row.keys.get(key, "-"), value, seed) for row in rows for seed, value in row.values(metric).items()]
-        points = [point for point in points if math.isfinite(point[1])]
-        if len(values) < 2:
-            continue
-        runs = {"name": "runs", "mode": "markers", "x": [x for x, _, _ in points], "y": [y for _, y, _ in points]}
-        runs["text"] = [f"seed {seed}" for _, _, seed in points]
-        means = [statistics.fmean(y for x, y, _ in points if x == value) for value in values]
-        line = {"name": "mean", "mode": "lines+markers", "x": values, "y": means}
-        drawn.append({"title": f"{metric} by {key}", "x": key, "y": "", "kind": "points", "series": [runs, line]})
-    return drawn
+def effect_charts(table: Table, metric: str) -> list[dict[str, Any]]:
+    """For each key that varies: every run at its value, and the mean at each value."""
+    charts = []
+    for key in table.keys_that_vary:
+        runs = runs_by_value(table, key, metric)
+        names = [value or "–" for value in runs]
+        x = np.repeat(names, [len(numbers) for numbers in runs.values()]).tolist()
+        y = [number for numbers in runs.values() for number in numbers]
+        dots = {"name": "runs", "mode": "markers", "x": x, "y": y}
+        means = [float(np.mean(numbers)) for numbers in runs.values()]
+        line = {"name": "mean", "mode": "lines+markers", "x": names, "y": means}
+        charts.append({"title": f"{metric} by {key}", "x": key, "y": "", "kind": "points", "series": [dots, line]})
+    return charts
 
 
 def curves(runs: Sequence[tuple[str, RunRecord]], metric: str) -> list[dict[str, Any]]:
     """The metric over the epochs, where it was logged and the run still has its checkpoint."""
-    from vae.training import checkpoints
-
-    series = []
-    for name, run in runs:
-        last = run.directory / "checkpoints" / "last.ckpt"
-        rows = checkpoints.read_history(last) if last.exists() else []
-        if any(metric in row for row in rows):
-            series.append(curve(rows, metric) | {"name": name})
-    title = f"{metric} of the best {len(series)} runs" if len(series) > 1 else metric
-    return [{"title": title, "x": "epoch", "y": "", "series": series}] if series else []
+    histories = {name: curve_of(record, metric) for name, record in runs}
+    series = [
+        {"name": name, "x": list(curve), "y": [float(f"{value:.6g}") for value in curve.values()]}
+        for name, curve in histories.items()
+        if curve
+    ]
+    heading = f"{metric} of the best {len(series)} runs" if len(series) > 1 else metric
+    return [{"title": heading, "x": "epoch", "y": "", "series": series}] if series else []
 
 
-def best_run(name: str, run: RunRecord, metric: str) -> dict[str, Any]:
-    paths = [run.directory / "figures" / f"{figure}.png" for figure in SHOWN]
-    shown = [picture(path) for path in paths if path.exists()]
+def best_run(name: str, record: RunRecord, metric: str) -> dict[str, Any]:
+    files = [record.directory / "figures" / f"{figure}.png" for figure in SHOWN]
     return {
         "name": name,
-        "run": run.name,
-        "value": f"{(run.metrics or {})[metric]:.5g}",
-        "figures": shown,
-        "path": str(run.directory),
+        "run": record.name,
+        "value": f"{(record.metrics or {})[metric]:.4g}",
+        "figures": [picture(file) for file in files if file.exists()],
+        "path": str(record.directory),
     }

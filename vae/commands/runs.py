@@ -1,20 +1,41 @@
-"""`vae runs`: what is there, how each run stands, its metrics."""
+"""`vae runs`: the runs below a folder, how each stands, and its metrics."""
 
-import math
-import sys
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vae.commands.output import as_csv, check_out
+from pandas import DataFrame, to_numeric
+
+from vae.commands.output import check_out, write_text
 from vae.errors import InputError
-from vae.files import replace
+from vae.run.compare import grouped
+from vae.run.directory import NOT_IDENTITY
 from vae.run.find import HOME
 from vae.run.keys import nearest
 from vae.run.keys import show as show_value
-from vae.run.sweep import list_runs
+from vae.run.sweep import RunRecord, list_runs
+from vae.tables import as_csv, text_table, wrapped
+from vae.words import number
 
-Row = dict[str, Any]
-USUAL = ("epochs", "dev/loss", "test/neg_elbo", "test/unweighted_loss", "test/nll", "test/active_units", "seconds")
+# columns where no metric is named; a narrow terminal drops them from the end
+USUAL = ("dev/loss", "test/nll", "test/active_units", "epochs", "test/neg_elbo", "test/unweighted_loss", "seconds")
+PLACE = ("run", "status", "message")
+
+
+def runs(*roots: str | os.PathLike[str]) -> DataFrame:
+    """The runs below these folders (`outputs` where none is named), one row per run: place, status, settings, metrics.
+
+    The columns that differ between the runs come first.
+    """
+    return frame_of(list_runs(*roots or (HOME,)))
+
+
+def frame_of(records: Iterable[RunRecord]) -> DataFrame:
+    rows = DataFrame([record.row for record in records])
+    varying = [name for name in rows if name not in (*PLACE, *NOT_IDENTITY) and rows[name].map(repr).nunique() > 1]
+    first = [name for name in (*PLACE, *varying) if name in rows]
+    return rows[[*first, *(name for name in rows if name not in first)]]
 
 
 def list_(
@@ -23,57 +44,54 @@ def list_(
     place = check_out(out, force, (".csv",))
     if not folders and not Path(HOME).is_dir():
         raise InputError(f"{HOME}: there are no runs here; train one: vae train data=digits run_dir={HOME}/mine")
-    rows = [record.row for record in list_runs(*folders or (HOME,))]
-    known = list(dict.fromkeys(name for row in rows for name in row))
+    records = list_runs(*folders or (HOME,))
+    if not records:
+        print("no runs")
+        return
+    table = frame_of(records)
     for name in (sort, *(metrics or ())):
-        if rows and name not in known:
-            raise InputError(f"{name}: no run here has it; {nearest(name, known)}")
-    rows = sorted_by(rows, sort, reverse)
+        if name not in table:
+            raise InputError(f"{name}: no run here has it; {nearest(name, list(table))}")
+    order = order_of(table, sort, reverse)
     if place is not None:
-        replace(place, as_csv({name: [cell(row.get(name)) for row in rows] for name in known}).encode())
-        print(place)
+        rows = table.iloc[order].to_dict("list")
+        write_text(place, as_csv({name: [_csv_value(value) for value in column] for name, column in rows.items()}))
     else:
-        show(rows, metrics or [name for name in USUAL if name in known])
+        show([records[i] for i in order], metrics)
 
 
-def sorted_by(rows: list[Row], name: str, reverse: bool) -> list[Row]:
-    """Numbers by size; runs that have no such value, or no number where others have one, come last either way."""
-
-    def has(row: Row) -> bool:
-        value = row.get(name)
-        return value is not None and not (isinstance(value, float) and math.isnan(value))
-
+def order_of(table: DataFrame, name: str, reverse: bool) -> list[int]:
+    """Rows by a column: numbers by size, then texts; rows without a value come last either way."""
     if name == "run":
-        return rows[::-1] if reverse else rows
-    known = [row for row in rows if has(row)]
-    numbers = [row for row in known if isinstance(row[name], (int, float))]
-    texts = [row for row in known if not isinstance(row[name], (int, float))]
-    ordered = [
-        *sorted(numbers, key=lambda row: row[name], reverse=reverse),
-        *sorted(texts, key=lambda row: str(row[name]), reverse=reverse),
-    ]
-    return [*ordered, *(row for row in rows if not has(row))]
+        return list(range(len(table)))[:: -1 if reverse else 1]
+    column = table[name].map(lambda value: str(value) if isinstance(value, list) else value)
+    numbers = to_numeric(column, errors="coerce")
+    texts = column.astype(str).where(numbers.isna() & column.notna())
+    ordered = DataFrame({"number": numbers, "text": texts}).reset_index(drop=True)
+    return list(ordered.sort_values(["number", "text"], ascending=not reverse, na_position="last", kind="stable").index)
 
 
-def show(rows: list[Row], metrics: list[str]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE)
-    for name in ("run", "status", *metrics):
-        table.add_column(name, overflow="fold", justify="right" if name in metrics else "left")
-    for row in rows:
-        status = f"{row['status']}: {row['message']}" if row["message"] else row["status"]
-        table.add_row(row["run"], status, *(written(row.get(name)) for name in metrics))
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(table, highlight=False) if rows else console.print("no runs")
+def _csv_value(value: Any) -> Any:
+    return show_value(value) if isinstance(value, list | dict) else value
 
 
-def cell(value: Any) -> Any:
-    """A list as one text."""
-    return "" if value is None else show_value(value) if isinstance(value, list) else value
+def show(records: Sequence[RunRecord], metrics: Sequence[str] | None) -> None:
+    """A table for each group of finished runs that can be compared, then how the others stand."""
+    ended = [record for record in records if record.metrics is not None]
+    for title, runs in grouped(ended, "dev/reconstruction").items():
+        known = {name for record in runs for name in record.metrics or {}}
+        shown = [name for name in metrics or USUAL if name in known or metrics]
+        columns = {"run": [str(record.directory) for record in runs]}
+        if any(record.status != "finished" for record in runs):
+            columns["status"] = [record.status for record in runs]
+        columns |= {name: [_cell(record, name) for record in runs] for name in shown}
+        print(f"{wrapped(title)}\n{text_table(columns, drop=shown[:0:-1])}\n")
+    others = [record for record in records if record.metrics is None]
+    if others:
+        states = [f"{record.status}{': ' if record.message else ''}{record.message}" for record in others]
+        print(text_table({"run": [str(record.directory) for record in others], "not finished": states}))
 
 
-def written(value: Any) -> str:
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+def _cell(record: RunRecord, name: str) -> str:
+    value = record.row.get(name)
+    return "" if value is None else number(value) if isinstance(value, int | float) else show_value(value)

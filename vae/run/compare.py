@@ -1,7 +1,7 @@
-"""The runs of sweeps beside one another: one row a configuration, over its seeds. Imports no torch.
+"""Runs beside one another: one row per configuration, averaged over its seeds. Imports no torch.
 
-Metrics on different scales never share a column: another likelihood, other images, another sample size make another
-table.
+Metrics on different scales never share a column: another likelihood, other images or another number of importance
+samples make another table.
 """
 
 import functools
@@ -14,50 +14,72 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from pandas import DataFrame, concat
+
 from vae.errors import InputError
-from vae.evaluation.statistics import Difference, Mean, holm, interval, paired
+from vae.evaluation.statistics import holm, interval, p_value
 from vae.run.directory import NOT_IDENTITY
 from vae.run.keys import CONF, Plain, leaves, nearest, show
+from vae.run.settings import monitored
 from vae.run.sweep import RunRecord, list_runs, natural
 
 Keys = dict[str, str]  # of a configuration: the keys that vary, as they are written on the command line
 
 IN_NATS = ("loss", "reconstruction", "neg_elbo", "unweighted_loss", "elbo", "nll", "distortion", "bits_per_dimension")
+HIGHER = ("/elbo", "accuracy", "precision", "recall", "entropy", "active_units", "images_per_second")  # is better
 OF_ALL_IMAGES = ("batch_size", "repeat", "seed", "_partial_")  # keys of data that move no scale
 NO_KEYS = (*NOT_IDENTITY, "evaluation.features", "evaluation.probes", "evaluation.figures")  # of a configuration
 ALPHA = 0.05
-
-
-@dataclass
-class Row:
-    """A configuration: its finished runs by seed, and of each metric of its table what they say."""
-
-    keys: Keys
-    runs: dict[int, RunRecord]
-    means: dict[str, Mean] = field(default_factory=dict)
-    differences: dict[str, Difference | None] = field(default_factory=dict)  # to the baseline, which has none
-    corrected: dict[str, float] = field(default_factory=dict)  # the p values after Holm's correction
-
-    def values(self, metric: str) -> dict[int, float]:
-        return {seed: float((run.metrics or {})[metric]) for seed, run in self.runs.items()}
+DIFFERENCE = ["_difference", "_difference_low", "_difference_high", "_p"]
+OF_METRIC = ["", "_low", "_high", *DIFFERENCE, "_p_holm", "_verdict"]
 
 
 @dataclass
 class Table:
-    """Configurations that compare in these metrics."""
+    """Configurations that can be compared in these metrics."""
 
     metrics: list[str]
     scale: dict[str, str]  # what sets it apart from the other tables
-    rows: list[Row]
-    baseline: Row
+    runs: DataFrame  # one row per run: its configuration's name, seed, record and keys
+    baseline: str = ""  # the name of a configuration, or nothing where the one asked for is not in this table
+    rows: DataFrame = field(default_factory=DataFrame)  # one per configuration: keys, seeds, OF_METRIC of each metric
+
+    def values(self, metric: str) -> DataFrame:
+        """A row per configuration and a column per seed; nan where a seed was not run."""
+        numbers = self.runs.assign(number=[float(record.metrics[metric]) for record in self.runs["record"]])
+        return numbers.pivot(index="name", columns="seed", values="number").reindex(self.runs["name"].unique())
+
+    def keys(self, name: str) -> Keys:
+        first = self.runs[self.runs["name"] == name].iloc[0]
+        return dict(first["keys"])
+
+    @property
+    def keys_that_vary(self) -> list[str]:
+        return [key for key in self.rows.columns[: self.rows.columns.get_loc("seeds")] if self.rows[key].nunique() > 1]
+
+    def short_name(self, name: str) -> str:
+        """A configuration by what sets it apart from the baseline, and the baseline by its own keys."""
+        if not self.baseline or name == self.baseline:
+            return name
+        theirs = self.keys(self.baseline)
+        return ",".join(f"{key}={value}" for key, value in self.keys(name).items() if theirs.get(key) != value)
 
 
 @dataclass
 class Comparison:
     tables: list[Table]
     keys: list[str]
-    reasons: list[str]  # why there are several tables
+    reasons: list[str]  # why there are several tables, and what is compared instead of the monitored metric
     left_out: list[str]  # runs that are in no table, a line each
+
+    @property
+    def frame(self) -> DataFrame:
+        """The rows of all tables, unrounded."""
+        metrics = dict.fromkeys(metric for table in self.tables for metric in table.metrics)
+        columns = ["table", *self.keys, "seeds", *(metric + end for metric in metrics for end in OF_METRIC)]
+        numbered = [table.rows.assign(table=number) for number, table in enumerate(self.tables, 1)]
+        return concat(numbered).reindex(columns=columns).reset_index(drop=True)
 
 
 def compare(
@@ -65,29 +87,44 @@ def compare(
 ) -> Comparison:
     """The runs below these folders, by configuration.
 
-    Without `metrics`, those that the best epoch was chosen by, the NLL and the Frechet distance. `baseline` is
-    `key=value,...`; without it, the configuration with the fewest differences to the defaults. Raises InputError for
-    a folder without runs, a metric that no run has and a baseline that is not there.
+    Without `metrics`: the one that the best epoch was chosen by, or one that can be compared across all of these runs;
+    the NLL and the Frechet distance. `baseline` is `key=value,...`; without it, the configuration with the fewest
+    differences to the defaults. Raises InputError for a folder without runs, a metric that no run has and a baseline
+    that no configuration matches.
     """
     records = list_runs(*roots)
     if not records:
-        raise InputError(f"{', '.join(map(str, roots))}: holds no runs; name a folder that train.py wrote")
-    finished = [one for one in records if one.metrics is not None]
-    left_out = [describe_left_out(one) for one in records if one.metrics is None or one.status != "finished"]
+        raise InputError(f"{', '.join(map(str, roots))}: holds no runs; give a folder written by train.py")
+    finished = [record for record in records if record.metrics is not None]
+    left_out = [
+        describe_left_out(record) for record in records if record.metrics is None or record.status != "finished"
+    ]
     if not finished:
         return Comparison([], [], [], left_out)
-    chosen = list(metrics) or usual_metrics(finished)
-    check_metrics(chosen, finished)
-    flats = flatten_all(one.settings or {} for one in finished)
+    check_metrics(metrics, finished)
+    chosen, notes = (list(metrics), []) if metrics else usual_metrics(finished)
+    flats = flatten_all(record.settings or {} for record in finished)
     keys = varying_keys(flats)
-    rows, repeated = group_runs(finished, [{k: show(flat[k]) for k in keys if k in flat} for flat in flats])
-    tables = list(split_by_scale(rows, chosen))
-    usual = default_values([one.settings or {} for one in finished]) if len(rows) > 1 else {}
-    wanted = parse_baseline(baseline, keys, rows)
+    wanted = parse_baseline(baseline, keys, flats)
+    runs = frame_of(finished, [{key: show(flat[key]) for key in keys if key in flat} for flat in flats])
+    repeated = runs[runs.duplicated(["name", "seed"])]["record"]
+    left_out += [
+        f"{record.directory}: repeats a configuration and seed; the first run of them counts" for record in repeated
+    ]
+    tables = list(split_by_scale(runs.drop_duplicates(["name", "seed"]), chosen))
+    usual = default_values([record.settings or {} for record in finished]) if keys else {}
     for table in tables:
-        table.baseline = nearest_row(table.rows, wanted, usual)
-        add_differences(table)
-    return Comparison(tables, keys, reasons(tables), [*left_out, *repeated])
+        table.baseline = nearest_name(table, wanted, usual)
+        table.rows = summarise(table, keys)
+    return Comparison(tables, keys, [*notes, *reasons(tables)], left_out)
+
+
+def frame_of(records: Sequence[RunRecord], keys: Sequence[Keys]) -> DataFrame:
+    """One row per run, in the order of the configurations' names."""
+    names = [",".join(f"{key}={value}" for key, value in each.items()) or "the only configuration" for each in keys]
+    seeds = [int((record.settings or {})["seed"]) for record in records]
+    frame = DataFrame({"name": names, "seed": seeds, "record": records, "keys": keys})
+    return frame.iloc[sorted(range(len(names)), key=lambda i: natural(names[i]))].reset_index(drop=True)
 
 
 def describe_left_out(record: RunRecord) -> str:
@@ -98,30 +135,42 @@ def describe_left_out(record: RunRecord) -> str:
 # --- which metrics ----------------------------------------------------------------------------------------------------
 
 
-def usual_metrics(records: Iterable[RunRecord]) -> list[str]:
-    """What the best epoch was chosen by, the NLL, the Frechet distance; in the order of the first run that has them."""
-    found: dict[str, None] = {}
-    for record in records:
-        names = list(record.metrics or {})
-        wanted = [monitor_of(record), "test/nll", *(n for n in names if n.startswith("samples/frechet_"))]
-        found |= dict.fromkeys(name for name in wanted if name in names)
-    return list(found)
+def usual_metrics(records: Sequence[RunRecord]) -> tuple[list[str], list[str]]:
+    """What the best epochs were chosen by, or what can be compared instead; the NLL, the Frechet distance; and a note.
+
+    A loss under two weights of the KL gives way to the loss with beta 1.
+    """
+    watched = list(dict.fromkeys(map(monitor_of, records)))
+    candidates = [*watched, "dev/neg_elbo", "dev/unweighted_loss", "test/nll"]
+    of_all = [metric for metric in candidates if all(has(record, metric) for record in records)]
+    first = min(of_all or watched, key=lambda metric: len(scales_of(metric, records)))
+    names = dict.fromkeys(name for record in records for name in record.metrics or {})
+    further = ["test/nll", *(name for name in names if name.startswith("samples/frechet_"))]
+    metrics = list(dict.fromkeys([first, *(name for name in further if name in names)]))
+    if first == watched[0] and len(watched) == 1:
+        return metrics, []
+    apart = ", ".join(differing(scales_of(watched[0], records).values())) or "these runs"
+    return metrics, [f"{' and '.join(watched)} cannot be compared across {apart}: {first} is compared instead"]
 
 
 def monitor_of(record: RunRecord) -> str:
-    plain, metrics = record.settings or {}, record.metrics or {}
-    name: str = plain["callbacks"]["monitor"]
-    beta = plain["objective"].get("beta", 1.0)
-    if name == "dev/loss" and isinstance(beta, dict) and beta.get("_target_") != "vae.schedules.constant":
-        return "dev/neg_elbo" if "dev/elbo" in metrics else "dev/unweighted_loss"
-    return name
+    return monitored(record.settings or {}, "dev/elbo" in (record.metrics or {}))[0]
+
+
+def has(record: RunRecord, metric: str) -> bool:
+    value = (record.metrics or {}).get(metric)
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def check_metrics(wanted: Iterable[str], records: Iterable[RunRecord]) -> None:
-    known = {name for one in records for name, value in (one.metrics or {}).items() if isinstance(value, int | float)}
+    known = {name for record in records for name in record.metrics or {} if name != "provenance"}
     for name in wanted:
         if name not in known:
             raise InputError(f"--metric {name}: no run has it; {nearest(name, sorted(known))}")
+
+
+def lower_is_better(metric: str) -> bool:
+    return not re.sub(r"_convnet.*", "", metric).endswith(HIGHER)
 
 
 # --- which configuration ----------------------------------------------------------------------------------------------
@@ -194,20 +243,7 @@ def _follows(name: str, found: Iterable[str], flats: Iterable[Mapping[str, Any]]
                and any(one in flat for flat in flats) for one in above if one != name)  # fmt: skip
 
 
-def group_runs(records: Sequence[RunRecord], keys: Sequence[Keys]) -> tuple[list[Row], list[str]]:
-    """One row a configuration, in the order of their values; and a line for a run that repeats another."""
-    rows: dict[str, Row] = {}
-    repeated = []
-    for record, values in zip(records, keys, strict=True):
-        row = rows.setdefault(json.dumps(values, sort_keys=True), Row(values, {}))
-        seed = int((record.settings or {})["seed"])
-        if seed in row.runs:
-            repeated.append(f"{record.directory}: repeats {row.runs[seed].directory}, which counts")
-        row.runs.setdefault(seed, record)
-    return sorted(rows.values(), key=lambda row: [natural(f"{k}={v}") for k, v in row.keys.items()]), repeated
-
-
-# --- what compares ----------------------------------------------------------------------------------------------------
+# --- what can be compared ---------------------------------------------------------------------------------------------
 
 
 def scale_of(metric: str, record: RunRecord) -> dict[str, str]:
@@ -218,7 +254,7 @@ def scale_of(metric: str, record: RunRecord) -> dict[str, str]:
     if split not in ("train", "train_eval", "dev", "test", "samples"):
         return {}  # seconds, epochs, parameters
     data = plain["data"]
-    scale = {"data": data.get("name", str(data["_target_"]).rpartition(".")[2])}
+    scale = {"data": str(data.get("name") or data.get("_target_")).rpartition(".")[2]}
     same = {f"data.{key}" for key in OF_ALL_IMAGES} | {"data.name", "data._target_", *NOT_IDENTITY}
     scale |= {key: show(value) for key, value in leaves(data, "data.") if key not in same}
     scale["fingerprint of the images"] = str(metrics.get("provenance", {}).get("data_md5"))[:8]
@@ -237,7 +273,7 @@ def scale_of(metric: str, record: RunRecord) -> dict[str, str]:
 
 def _likelihood_scale(likelihood: Plain) -> dict[str, str]:
     """A Gaussian's sigma may differ, as both are densities of the same pixels; what bounds a learned one may not."""
-    option = option_of("likelihood", likelihood["_target_"])
+    option = option_of("likelihood", likelihood.get("_target_"))
     known = {"squared_error": ("reconstruct",), "gaussian": ("min_sigma",) * (likelihood.get("sigma") == "pixel")}
     kept = known.get(option, tuple(key for key in likelihood if key[-1] != "_") if option not in _ours() else ())
     return {"likelihood": option} | {f"likelihood.{key}": show(likelihood.get(key)) for key in kept}
@@ -247,38 +283,56 @@ def _ours() -> set[str]:
     return {option for (group, _), option in options().items() if group == "likelihood"}
 
 
-def split_by_scale(rows: Iterable[Row], metrics: Sequence[str]) -> Iterator[Table]:
-    """Tables of the runs that compare; metrics of the same runs share one."""
-    found: dict[str, Table] = {}
+def scales_of(metric: str, records: Iterable[RunRecord]) -> dict[str, dict[str, str]]:
+    """The scales on which runs have a metric, by their text."""
+    return {json.dumps(scale): scale for scale in (scale_of(metric, record) for record in records)}
+
+
+def differing(scales: Iterable[Mapping[str, str]]) -> list[str]:
+    """The keys in which scales differ."""
+    several = list(scales)
+    keys = dict.fromkeys(key for scale in several for key in scale)
+    return [key for key in keys if len({scale.get(key) for scale in several}) > 1]
+
+
+def split_by_scale(runs: DataFrame, metrics: Sequence[str]) -> Iterator[Table]:
+    """Tables of runs that can be compared; metrics of the same runs share one."""
+    tables: dict[tuple[int, ...], Table] = {}
     for metric in metrics:
-        scales: dict[str, tuple[dict[str, str], list[Row]]] = {}
-        for row in rows:
-            for seed, record in row.runs.items():
-                if not isinstance((record.metrics or {}).get(metric), int | float):
-                    continue
-                scale = scale_of(metric, record)
-                _, there = scales.setdefault(json.dumps(scale), (scale, []))
-                if not there or there[-1].keys is not row.keys:
-                    there.append(Row(row.keys, {}))
-                there[-1].runs[seed] = record
-        for scale, there in scales.values():
-            apart = {key: value for key, value in scale.items() if len({s.get(key) for s, _ in scales.values()}) > 1}
-            runs = json.dumps([str(run.directory) for row in there for run in row.runs.values()])
-            table = found.setdefault(runs, Table([], {}, there, there[0]))
+        scored = runs[[has(record, metric) for record in runs["record"]]]
+        scales = scales_of(metric, scored["record"])
+        apart = differing(scales.values())
+        texts = [json.dumps(scale_of(metric, record)) for record in scored["record"]]
+        for text, scale in scales.items():
+            part = scored[[each == text for each in texts]]
+            table = tables.setdefault(tuple(part.index), Table([], {}, part))
             table.metrics.append(metric)
-            table.scale |= apart
-    yield from found.values()
+            table.scale |= {key: value for key, value in scale.items() if key in apart}
+    yield from tables.values()
 
 
 def reasons(tables: Sequence[Table]) -> list[str]:
     """Why a metric has several tables."""
     lines = []
     for metric in dict.fromkeys(name for table in tables for name in table.metrics):
-        apart = [table.scale for table in tables if metric in table.metrics]
-        keys = dict.fromkeys(key for scale in apart for key in scale if len({s.get(key) for s in apart}) > 1)
-        if len(apart) > 1:
-            lines.append(f"{metric} has {len(apart)} tables: its values do not compare across {', '.join(keys)}")
+        scales = [table.scale for table in tables if metric in table.metrics]
+        if len(scales) > 1:
+            keys = ", ".join(differing(scales))
+            lines.append(f"{metric} has {len(scales)} tables: its values cannot be compared across {keys}")
     return lines
+
+
+def grouped(records: Sequence[RunRecord], metric: str) -> dict[str, list[RunRecord]]:
+    """The runs whose values of a metric can be compared, under what sets each group apart from the others."""
+    scales = [scale_of(metric, record) for record in records]
+    shown = {"data", "data.binarize", "likelihood", "evaluation.samples", *differing(scales)}
+    groups: dict[str, list[RunRecord]] = {}
+    for record, scale in zip(records, scales, strict=True):
+        words = [
+            value if key in ("data", "likelihood") else f"{key}={value}" for key, value in scale.items() if key in shown
+        ]
+        groups.setdefault(", ".join(words), []).append(record)
+    return groups
 
 
 # --- differences ------------------------------------------------------------------------------------------------------
@@ -304,74 +358,85 @@ def _shared_parts(settings: Sequence[Plain]) -> list[str]:
     return [f"{place}={option}" for place, option in places.items() if Path(CONF, place, f"{option}.yaml").is_file()]
 
 
-def parse_baseline(text: str | None, keys: Sequence[str], rows: Iterable[Row]) -> Keys:
+def parse_baseline(text: str | None, keys: Sequence[str], flats: Sequence[Mapping[str, Any]]) -> Keys:
     """`latent_dim=4,model=mlp` as keys; raises InputError where no configuration has these values."""
     pairs = re.split(r",(?![^\[]*\])", text) if text else []  # at the commas outside brackets
     wanted = {key: value for key, _, value in (pair.partition("=") for pair in pairs)}
     for key, value in wanted.items():
         if key not in keys:
-            raise InputError(f"--baseline {key}={value}: {key} does not vary here; these do: {', '.join(keys)}")
-    if not any(_has(row, wanted) for row in rows):
-        there = "; ".join(f"{k}={', '.join(dict.fromkeys(row.keys.get(k, '-') for row in rows))}" for k in wanted)
-        raise InputError(f"--baseline {text}: no configuration is that; there are {there}")
+            raise InputError(f"--baseline {key}={value}: {key} does not vary here; these keys do: {', '.join(keys)}")
+    if not any(all(key in flat and show(flat[key]) == value for key, value in wanted.items()) for flat in flats):
+        values = {key: dict.fromkeys(show(flat[key]) for flat in flats if key in flat) for key in wanted}
+        known = "; ".join(f"{key}={', '.join(each)}" for key, each in values.items())
+        raise InputError(f"--baseline {text}: no configuration matches; there are {known}")
     return wanted
 
 
-def _has(row: Row, keys: Keys) -> bool:
-    return all(row.keys.get(key) == value for key, value in keys.items())
+def nearest_name(table: Table, wanted: Keys, usual: Keys) -> str:
+    """Of the configurations that match `wanted`, the one nearest to the defaults; nothing where none does."""
+    names = list(table.runs["name"].unique())
+    keys = {name: table.keys(name) for name in names}
+    matching = [name for name in names if wanted.items() <= keys[name].items()]
+    return min(matching, key=lambda name: sum(v != usual.get(k) for k, v in keys[name].items()), default="")
 
 
-def nearest_row(rows: Sequence[Row], wanted: Keys, usual: Keys) -> Row:
-    """Of the rows that are what is wanted, or of all where none is, the one with the fewest differences to `usual`."""
-    candidates = [row for row in rows if _has(row, wanted)] or list(rows)
-    return min(candidates, key=lambda row: sum(value != usual.get(key) for key, value in row.keys.items()))
-
-
-def add_differences(table: Table) -> None:
-    """Means, differences to the table's baseline, and Holm's correction over all of a metric's tests."""
+def summarise(table: Table, keys: Sequence[str]) -> DataFrame:
+    """A row per configuration, in the order of their names: its keys, seeds, and OF_METRIC of each metric."""
+    names = list(table.runs["name"].unique())
+    rows = DataFrame([table.keys(name) for name in names], index=names, columns=list(keys)).fillna("")
+    rows["seeds"] = table.runs["name"].value_counts()
     for metric in table.metrics:
-        theirs = table.baseline.values(metric)
-        for row in table.rows:
-            row.means[metric] = interval(list(row.values(metric).values()))
-            row.differences[metric] = None if row is table.baseline else paired(row.values(metric), theirs)
-        tested = [(row, difference.p) for row in table.rows if (difference := row.differences[metric])]
-        for (row, _), p in zip(tested, holm([p for _, p in tested]), strict=True):
-            row.corrected[metric] = p
+        values = table.values(metric)
+        means = [interval(row.dropna().tolist())[:3] for _, row in values.iterrows()]
+        rows[[metric, f"{metric}_low", f"{metric}_high"]] = np.array(means)
+        if table.baseline and len(names) > 1:
+            compared = differences(values - values.loc[table.baseline])
+            compared.loc[table.baseline] = math.nan
+            rows = rows.join(compared.add_prefix(metric))
+    return rows
 
 
-def verdict(row: Row, metric: str) -> str:
-    """Whether the difference to the baseline is larger than the noise between seeds, in a word or two."""
-    difference = row.differences[metric]
-    if difference is None:
-        return ""
-    if math.isnan(difference.p):
-        return "one seed"
-    if row.corrected[metric] >= ALPHA:
+def differences(gaps: DataFrame) -> DataFrame:
+    """Of gaps to a baseline (a row per configuration, a column per seed): mean, interval, test and verdict of each row.
+
+    Gaps are paired by seed, so that what a seed does to both sides cancels; p is that of the paired t test, corrected
+    after Holm over all rows.
+    """
+    paired = [row.dropna().tolist() for _, row in gaps.iterrows()]
+    frame = DataFrame([(*interval(row)[:3], p_value(row)) for row in paired], gaps.index, DIFFERENCE)
+    frame["_p_holm"] = holm(frame["_p"])
+    told = zip(frame["_difference"], frame["_p_holm"], map(len, paired), strict=True)
+    frame["_verdict"] = [verdict(*each) for each in told]
+    return frame
+
+
+def verdict(difference: float, p: float, seeds: int) -> str:
+    """Whether a difference is larger than the noise between seeds, in a word or two."""
+    if seeds < 2:
+        return "one seed" if seeds else "no shared seed"
+    if math.isnan(p):
+        return "no spread"
+    if p >= ALPHA:
         return "within noise"
-    return "lower" if difference.value < 0 else "higher"
+    return "lower" if difference < 0 else "higher"
 
 
-def name_of(row: Row, baseline: Row) -> str:
-    """A configuration by what sets it apart from the baseline, and the baseline by its own keys."""
-    keys = row.keys if row is baseline else _apart(row.keys, baseline.keys)
-    return ",".join(f"{key}={value}" for key, value in keys.items()) or "the one configuration"
+def effects(table: Table, metric: str) -> DataFrame:
+    """What each value of each key does, everything else being equal: key, value, against, pairs, and `differences`.
 
-
-def _apart(keys: Keys, baseline: Keys) -> Keys:
-    return {key: value for key, value in keys.items() if baseline.get(key) != value}
-
-
-def sentence(row: Row, table: Table, metric: str) -> str:
-    """What the difference to the baseline is, and whether it is more than noise."""
-    difference = row.differences[metric]
-    name = name_of(row, table.baseline)
-    if difference is None:
-        return f"{name}: no seed of the baseline's"
-    way = "lower" if difference.value < 0 else "higher"
-    size = f"{name}: {metric} is {abs(difference.value):.3g} {way} than the baseline's"
-    if math.isnan(difference.p):
-        return f"{size} at the one seed that both have; more seeds tell whether that is noise: seed=0,1,2"
-    low, high = sorted((abs(difference.low), abs(difference.high)))
-    if row.corrected[metric] < ALPHA:
-        return f"{size} (95 % interval {low:.3g} to {high:.3g}), more than the noise between {difference.seeds} seeds"
-    return f"{size} (p = {row.corrected[metric]:.2g}), which the noise between {difference.seeds} seeds explains"
+    A pair is two configurations that differ in this key alone; a seed's gap is the mean over its pairs.
+    """
+    values, keys = table.values(metric), table.rows[table.keys_that_vary]
+    base = keys.loc[table.baseline or keys.index[0]]
+    rows, gaps = [], []
+    for key in keys:
+        for value in sorted({*keys[key]} - {base[key]}, key=natural):
+            ours = keys[keys[key] == value]
+            twins = {name: same.index[0] for name, each in ours.iterrows()
+                     if len(same := keys[(keys == each.where(each.index != key, base)).all(axis=1)])}  # fmt: skip
+            if twins:
+                rows.append((key, value, base[key], len(twins)))
+                pairs = values.loc[list(twins)].to_numpy() - values.loc[list(twins.values())].to_numpy()
+                gaps.append(DataFrame(pairs).mean())
+    frame = DataFrame(rows, columns=["key", "value", "against", "pairs"])
+    return frame.join(differences(DataFrame(gaps).reset_index(drop=True))) if gaps else frame

@@ -2,16 +2,17 @@
 
 import itertools
 import math
-import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pandas import DataFrame
 
 from vae.evaluation.figures.page import (
     BLUE,
+    INK,
     PALETTE,
     add_colour_bar,
     add_legend,
@@ -21,17 +22,18 @@ from vae.evaluation.figures.page import (
     settled,
     write_figure,
 )
-from vae.evaluation.statistics import Mean, interval
-from vae.run.compare import Comparison, Row, Table, name_of
+from vae.evaluation.statistics import interval
+from vae.run.compare import Comparison, Table, lower_is_better
 from vae.run.compare_text import title
 from vae.run.sweep import RunRecord, natural
 from vae.training import checkpoints
 
-MOST_KEYS, MOST_CURVES, MOST_NAMES = 6, 10, 12
+MOST_KEYS, MOST_LINES = 6, 10  # panels in a row, lines that a legend tells apart
+FEW_SEEDS = 2  # t intervals of so few are wider than the panel: their points say more
 
 
 def draw(comparison: Comparison, folder: Path) -> list[Path]:
-    """PNG files in the folder; a table of one row has no effects, one of one metric no front."""
+    """PNG files in the folder; a table of one configuration has no effects, one of one metric no front."""
     files = []
     for number, table in enumerate(comparison.tables, 1):
         end = "" if len(comparison.tables) == 1 else f"_{number}"
@@ -43,121 +45,125 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def pictures(table: Table) -> Iterator[tuple[str, Figure]]:
-    keys = [key for key in table.rows[0].keys if len({row.keys.get(key) for row in table.rows}) > 1][:MOST_KEYS]
-    metric = table.metrics[0]
+    keys, metric = table.keys_that_vary, table.metrics[0]
     if keys:
-        yield "main_effects", main_effects(table, keys, metric)
-    pairs = [pair for pair in itertools.combinations(keys, 2) if is_grid(table.rows, pair)]
+        yield "main_effects", main_effects(table, keys[:MOST_KEYS], metric)
+    pairs = [pair for pair in itertools.combinations(keys, 2) if is_grid(table.rows, list(pair))]
     if pairs:
         yield "pairs", pairwise(table, pairs[:3], metric)
-    curves = {name_of(row, table.baseline): mean_curve(row, metric) for row in table.rows[:MOST_CURVES]}
-    if any(curves.values()):
-        yield (
-            "learning_curves",
-            learning_curves(table, {name: curve for name, curve in curves.items() if curve}, metric),
-        )
+    curves = {name: curves_of(table, name, metric) for name in table.rows.index[:MOST_LINES]}
+    if any(len(curve) for curve in curves.values()):
+        yield "learning_curves", learning_curves(table, curves, metric)
     if len(table.metrics) > 1 and len(table.rows) > 1:
         yield "front", front(table, *table.metrics[:2])
 
 
-def is_grid(rows: Sequence[Row], keys: Sequence[str]) -> bool:
+def is_grid(rows: DataFrame, keys: list[str]) -> bool:
     """Whether every value of each key was tried with every value of the others."""
-    values = [{row.keys.get(key) for row in rows} for key in keys]
-    return {tuple(row.keys.get(key) for key in keys) for row in rows} == set(itertools.product(*values))
+    return len(rows[keys].drop_duplicates()) == math.prod(rows[key].nunique() for key in keys)
 
 
-def effect(table: Table, key: str, metric: str) -> dict[str, Mean]:
-    """The metric's mean at each value of a key, over the runs of a grid, or else beside the baseline alone."""
-    rows = table.rows
-    others = [name for name in table.baseline.keys if name != key]
-    if not is_grid(rows, list(table.baseline.keys)):
-        rows = [row for row in rows if all(row.keys.get(name) == table.baseline.keys.get(name) for name in others)]
-    values = sorted({row.keys.get(key, "-") for row in rows}, key=natural)
-    runs = {value: [v for row in rows if row.keys.get(key, "-") == value for v in row.values(metric).values()]
-            for value in values}  # fmt: skip
-    return {value: interval(numbers) for value, numbers in runs.items()}
+def runs_by_value(table: Table, key: str, metric: str) -> dict[str, list[float]]:
+    """The metric of every run, by its value of a key: over a grid, or else beside the baseline alone."""
+    rows, others = table.rows, [name for name in table.keys_that_vary if name != key]
+    if table.baseline and not is_grid(rows, table.keys_that_vary):
+        rows = rows[(rows[others] == rows.loc[table.baseline, others]).all(axis=1)]
+    values = table.values(metric)
+    return {
+        value: values.loc[rows.index[rows[key] == value]].stack().dropna().tolist()
+        for value in sorted(rows[key].unique(), key=natural)
+    }
 
 
 def main_effects(table: Table, keys: Sequence[str], metric: str) -> Figure:
-    caption = f"{title(table)}. Points are means over the runs with that value, bars their 95 % t intervals."
+    caption = f"{title(table)}. Dots are runs, the line joins their means at each value of the key."
     figure, axes = chart(280 * len(keys) + 60, 340, caption, columns=len(keys))
     for axis, key in zip(axes, keys, strict=True):
-        means = effect(table, key, metric)
-        _bars(axis, list(means.values()))
-        axis.set_xticks(range(len(means)), list(means), rotation=30 if max(map(len, means)) > 6 else 0, ha="right")
+        runs = runs_by_value(table, key, metric)
+        for place, numbers in enumerate(runs.values()):
+            axis.plot([place] * len(numbers), numbers, "o", color=BLUE, alpha=0.5, markersize=4, markeredgewidth=0)
+        axis.plot([np.mean(numbers) for numbers in runs.values()], "_-", color=BLUE, markersize=14, lw=1)
+        axis.set_xlim(-0.5, len(runs) - 0.5)
+        _name_ticks(axis, [value or "–" for value in runs])
         dress(axis, key, "", metric if axis is axes[0] else "")
     return settled(figure)
 
 
-def _bars(axis: Axes, means: Sequence[Mean]) -> None:
-    halves = [0.0 if math.isnan(mean.high) else mean.high - mean.value for mean in means]
-    axis.errorbar(range(len(means)), [mean.value for mean in means], halves, fmt="o-", color=BLUE, capsize=3, lw=1)
-    axis.set_xlim(-0.5, len(means) - 0.5)
+def _name_ticks(axis: Axes, names: Sequence[str]) -> None:
+    crowded = sum(map(len, names)) > 24
+    axis.set_xticks(range(len(names)), names, rotation=30 if crowded else 0, ha="right" if crowded else "center")
 
 
 def pairwise(table: Table, pairs: Sequence[tuple[str, str]], metric: str) -> Figure:
-    """A panel a pair: the metric's mean over the runs with both values."""
-    figure, axes = chart(420 * len(pairs), 380, f"{title(table)}. Means over the runs of a cell.", columns=len(pairs))
+    """A panel per pair of keys: the metric's mean over the configurations with both values."""
+    figure, axes = chart(
+        420 * len(pairs), 380, f"{title(table)}. Means over the configurations of a cell.", columns=len(pairs)
+    )
     for axis, (x, y) in zip(axes, pairs, strict=True):
-        columns, lines = (sorted({row.keys.get(key, "-") for row in table.rows}, key=natural) for key in (x, y))
-        cells = np.array([[_cell(table.rows, {x: column, y: line}, metric) for column in columns] for line in lines])
+        cells = table.rows.pivot_table(metric, index=y, columns=x, aggfunc="mean")
+        cells = cells.loc[sorted(cells.index, key=natural), sorted(cells.columns, key=natural)]
         image = axis.imshow(cells, cmap="viridis", aspect="auto")
-        for i, j in np.ndindex(cells.shape):
-            axis.text(j, i, f"{cells[i, j]:.4g}", ha="center", va="center", color="white", fontsize=8)
-        axis.set_xticks(range(len(columns)), columns)
-        axis.set_yticks(range(len(lines)), lines)
+        lightness = np.asarray(image.norm(cells.to_numpy()))
+        for (i, j), mean in np.ndenumerate(cells.to_numpy()):
+            colour = INK if lightness[i, j] > 0.6 else "white"  # the upper end of viridis is yellow
+            axis.text(j, i, f"{mean:.4g}", ha="center", va="center", color=colour, size=8)
+        _name_ticks(axis, list(cells.columns))
+        axis.set_yticks(range(len(cells)), list(cells.index))
         dress(axis, "", x, y, grid="")
         add_colour_bar(figure, image, [axis], metric)
     return settled(figure)
 
 
-def _cell(rows: Sequence[Row], keys: dict[str, str], metric: str) -> float:
-    chosen = [row for row in rows if all(row.keys.get(key, "-") == value for key, value in keys.items())]
-    return statistics.fmean(value for row in chosen for value in row.values(metric).values())
-
-
 def curve_of(record: RunRecord, metric: str) -> dict[int, float]:
     """The metric by epoch, as the run's last checkpoint keeps it; nothing where that is gone."""
     path = record.directory / "checkpoints" / "last.ckpt"
-    if not path.exists():
-        return {}
-    rows = checkpoints.read_history(path)
+    rows = checkpoints.read_history(path) if path.exists() else []
     return {int(row["epoch"]): float(row[metric]) for row in rows if metric in row}
 
 
-def mean_curve(row: Row, metric: str) -> list[tuple[int, Mean]]:
-    """(epoch, mean over the seeds that reached it)."""
-    curves = [curve_of(run, metric) for run in row.runs.values()]
-    epochs = sorted({epoch for curve in curves for epoch in curve})
-    return [(epoch, interval([curve[epoch] for curve in curves if epoch in curve])) for epoch in epochs]
+def curves_of(table: Table, name: str, metric: str) -> DataFrame:
+    """A configuration's metric: a row per epoch, a column per seed."""
+    runs = table.runs[table.runs["name"] == name]
+    curves = {seed: curve_of(record, metric) for seed, record in zip(runs["seed"], runs["record"], strict=True)}
+    return DataFrame({seed: curve for seed, curve in curves.items() if curve}).sort_index()
 
 
-def learning_curves(table: Table, curves: dict[str, list[tuple[int, Mean]]], metric: str) -> Figure:
+def learning_curves(table: Table, curves: dict[str, DataFrame], metric: str) -> Figure:
     few = f" The first {len(curves)} of {len(table.rows)} configurations." if len(curves) < len(table.rows) else ""
-    figure, (axis,) = chart(900, 520, f"{title(table)}. Means over seeds with 95 % t intervals.{few}")
+    caption = f"{title(table)}. Lines are means over seeds; bands are 95 % t intervals, thin lines single seeds.{few}"
+    figure, (axis,) = chart(900, 520, caption)
     for (name, curve), colour in zip(curves.items(), itertools.cycle(PALETTE), strict=False):
-        epochs = [epoch for epoch, _ in curve]
-        axis.plot(epochs, [mean.value for _, mean in curve], color=colour, lw=1.5, label=name, marker=".")
-        low, high = ([getattr(mean, end) for _, mean in curve] for end in ("low", "high"))
-        axis.fill_between(epochs, low, high, color=colour, alpha=0.2, lw=0)
-    values = [mean.value for curve in curves.values() for _, mean in curve]
-    axis.set_ylim(min(values) - 0.05 * np.ptp(values), np.quantile(values, 0.97) + 0.05 * np.ptp(values))
+        if curve.empty:
+            continue
+        axis.plot(curve.index, curve.mean(axis=1), color=colour, lw=1.8, label=table.short_name(name))
+        if curve.shape[1] <= FEW_SEEDS:
+            axis.plot(curve.index, curve, color=colour, lw=0.7, alpha=0.6)
+        else:
+            bands = [interval(row.dropna().tolist()) for _, row in curve.iterrows()]
+            axis.fill_between(
+                curve.index, *zip(*(band[1:3] for band in bands), strict=True), color=colour, alpha=0.2, lw=0
+            )
+    values = np.concatenate([curve.to_numpy().ravel() for curve in curves.values()])
+    low, high = np.nanmin(values), np.nanquantile(values, 0.97)  # the first epochs may lie far above
+    axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     dress(axis, "", "epoch", metric)
     add_legend(axis)
     return settled(figure)
 
 
 def front(table: Table, x: str, y: str) -> Figure:
-    """The configurations by two metrics; those that none beats in both, where lower is better, are joined."""
-    figure, (axis,) = chart(760, 560, f"{title(table)}. Bars are 95 % t intervals; the line joins the lowest in both.")
-    points = {name_of(row, table.baseline): (row.means[x], row.means[y]) for row in table.rows}
-    for name, (a, b) in points.items():
-        halves = [0.0 if math.isnan(mean.high) else mean.high - mean.value for mean in (a, b)]
-        axis.errorbar(a.value, b.value, xerr=halves[0], yerr=halves[1], fmt="o", color=BLUE, capsize=2, lw=1)
-        if len(points) <= MOST_NAMES:
-            axis.annotate(name, (a.value, b.value), xytext=(4, 4), textcoords="offset points", fontsize=8)
-    best = sorted((a.value, b.value) for a, b in points.values())
-    best = [(a, b) for i, (a, b) in enumerate(best) if all(b < other for _, other in best[:i])]
-    axis.plot(*zip(*best, strict=True), color=PALETTE[2], lw=1)
+    """The configurations by two metrics; those that no other beats in both are joined."""
+    caption = f"{title(table)}. Large dots are means, small ones runs; the line joins those that none beats in both."
+    figure, (axis,) = chart(760, 560, caption)
+    named = len(table.rows) <= MOST_LINES
+    for name, colour in zip(table.rows.index, itertools.cycle(PALETTE if named else [BLUE]), strict=False):
+        axis.plot(table.values(x).loc[name], table.values(y).loc[name], "o", color=colour, alpha=0.5, markersize=3)
+        axis.plot(*table.rows.loc[name, [x, y]], "o", color=colour, label=table.short_name(name))
+    signs = np.array([1 if lower_is_better(metric) else -1 for metric in (x, y)])
+    costs = sorted(map(tuple, table.rows[[x, y]].to_numpy() * signs))
+    best = np.array([(a, b) for i, (a, b) in enumerate(costs) if all(b < other for _, other in costs[:i])]) * signs
+    axis.plot(*best.T, color=INK, lw=1, zorder=0)
     dress(axis, "", x, y)
+    if named:
+        add_legend(axis)
     return settled(figure)

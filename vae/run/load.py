@@ -3,9 +3,10 @@
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
+from pandas import DataFrame
 from torch import Tensor
 
 from vae.data.batches import Images, as_floats
@@ -23,16 +24,12 @@ from vae.run.directory import (
     read_settings,
     upgrade,
 )
-from vae.run.find import HOME, find_run, require_checkpoint
+from vae.run.find import find_run, require_checkpoint
 from vae.run.keys import Plain, Settings
 from vae.run.own_parts import refuse_untrusted
 from vae.run.settings import verify
-from vae.run.sweep import list_runs
 from vae.training import checkpoints
 from vae.training.lit import LitVAE
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 class TrainedRun(Run):
@@ -65,13 +62,13 @@ class TrainedRun(Run):
         return str(started) if started.exists() else place
 
     @property
-    def history(self) -> "DataFrame":
-        """The metrics of each epoch, one row an epoch."""
-        return frame(self.history_rows)
+    def history(self) -> DataFrame:
+        """The metrics of each epoch, one row per epoch."""
+        return DataFrame(self.history_rows)
 
     @property
     def history_rows(self) -> list[dict[str, float]]:
-        """The same without pandas, of the last checkpoint where it is there."""
+        """The same as a list, of the last checkpoint where it is there."""
         last = self.checkpoint("last")
         return checkpoints.read_history(last if last.exists() else self.checkpoint(self.which))
 
@@ -88,20 +85,6 @@ class TrainedRun(Run):
             )
         self.vae.likelihood.check(as_floats(x))
         return bounds(self.vae, x if y is None else Images(x, y), samples, seed)[1]
-
-
-def frame(rows: list[dict[str, Any]]) -> "DataFrame":
-    """A table of pandas; raises InputError where that is not installed."""
-    try:
-        from pandas import DataFrame
-    except ImportError as error:
-        raise InputError("pandas is not installed; pip install 'vae-lightning[frames]'") from error
-    return DataFrame(rows)
-
-
-def runs(*roots: str | os.PathLike[str]) -> "DataFrame":
-    """The runs below these folders (`outputs` where none is named), a row each: status, settings, metrics."""
-    return frame([record.row for record in list_runs(*roots or (HOME,))])
 
 
 def load_run(

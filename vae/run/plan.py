@@ -112,7 +112,7 @@ def result_line(directory: Path, settings: Settings) -> str:
     """`dev/loss 35.13 in epoch 3 of 5`."""
     metrics = read_metrics(directory / "metrics.json")
     assert metrics is not None
-    name = monitored(settings, "dev/elbo" in metrics)[0]
+    name = monitored(settings.plain, "dev/elbo" in metrics)[0]
     return f"{name} {metrics[name]:.6g} in epoch {metrics['best_epoch']} of {metrics['epochs']}"
 
 

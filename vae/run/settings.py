@@ -221,13 +221,13 @@ def _check_optimizer(plain: Plain) -> None:
         )
 
 
-def monitored(s: Settings, normalised: bool) -> tuple[str, str]:
+def monitored(plain: Plain, normalised: bool) -> tuple[str, str]:
     """The metric that the best epoch is best by, and `min` or `max`.
 
     Where beta has a schedule, the losses of two epochs do not compare: the loss with beta 1 takes their place.
     """
-    name: str = s.callbacks.monitor
-    beta = s.plain["objective"].get("beta", 1.0)
+    name: str = plain["callbacks"]["monitor"]
+    beta = plain["objective"].get("beta", 1.0)
     if name == "dev/loss" and isinstance(beta, dict) and beta.get("_target_") != "vae.schedules.constant":
         name = unweighted(normalised)
     return name, "max" if name == "dev/elbo" else "min"
@@ -240,7 +240,7 @@ def unweighted(normalised: bool) -> str:
 
 def watched_by_plateau(s: Settings, normalised: bool) -> str:
     """What the plateau scheduler waits for: the lower, the better."""
-    name, mode = monitored(s, normalised)
+    name, mode = monitored(s.plain, normalised)
     return unweighted(normalised) if mode == "max" else name
 
 

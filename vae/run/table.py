@@ -1,17 +1,20 @@
-"""The closing table of a run."""
+"""The closing table of a run, and what to know before its numbers."""
 
 import math
 from pathlib import Path
 from typing import Any
 
 from vae.run.directory import Run
+from vae.run.keys import Plain
 from vae.run.process import in_a_sweep
 from vae.run.settings import caption, monitored
-from vae.words import digits, error_of
+from vae.tables import terminal_width, text_table, wrapped
+from vae.words import HALF_INTERVAL, error_of, plus_minus, printable
 
 UNWEIGHTED = ("neg_elbo", "unweighted_loss")
 LOSSES = ("loss", "reconstruction", *UNWEIGHTED)
-COLLAPSED = "collapsed: no latent is active (its posterior mean does not move with x); try objective/beta=linear"
+COLLAPSED = "collapsed: no latent is active (no posterior mean moves with x); try objective/beta=linear or dropout=0"
+PLUS_MINUS = "± is half of the 95 % interval over images"
 
 
 def show_result(run: Run) -> float:
@@ -20,30 +23,24 @@ def show_result(run: Run) -> float:
     assert metrics is not None
     if not in_a_sweep():
         print_results(run)
-    return float(metrics[monitored(run.settings, "dev/elbo" in metrics)[0]])
+    return float(metrics[monitored(run.settings.plain, "dev/elbo" in metrics)[0]])
 
 
 def print_results(run: Run, metrics: dict[str, Any] | None = None, everything: bool = False) -> None:
     """Prints the closing table of a finished run, or of these metrics."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     metrics = run.metrics if metrics is None else metrics
     assert metrics is not None
-    monitor = monitored(run.settings, "dev/elbo" in metrics)[0]
-    table = Table("", "dev", "test", "", box=box.SIMPLE)
-    for row in table_rows(metrics, run.settings.plain["likelihood"]["_target_"]):
-        table.add_row(*row)
-    console = Console(width=100)
-    console.print(headline(run, metrics, monitor), style="bold", highlight=False, soft_wrap=True)
-    console.print(table)
+    monitor = monitored(run.settings.plain, "dev/elbo" in metrics)[0]
+    rows = table_rows(metrics, run.settings.plain["likelihood"]["_target_"])
+    columns = dict(zip(("metric", "dev", "test", "unit"), map(list, zip(*rows, strict=True)), strict=True))
+    table = text_table(columns, drop=("unit",), width=min(terminal_width(), 100))
+    print(f"{wrapped(headline(run, metrics, monitor))}\n\n{table}\n{PLUS_MINUS}\n")
     if everything:
         for name in metrics:
             if name != "provenance":
-                console.print(f"{name:<40} {written(metrics, name)}", highlight=False)
+                print(f"{printable(name):<40} {written(metrics, name)}")
     for line in closing_lines(run, metrics):
-        console.print(line, highlight=False, soft_wrap=True)
+        print(wrapped(line) if line.startswith("note") else printable(line))
 
 
 def as_markdown(metrics: dict[str, Any], likelihood: str) -> str:
@@ -82,14 +79,9 @@ def table_rows(metrics: dict[str, Any], likelihood: str) -> list[tuple[str, str,
 
 
 def written(metrics: dict[str, Any], name: str) -> str:
-    """A number with the digits that its standard error leaves it."""
-    value, error = metrics.get(name), metrics.get(f"{name}_error")
-    if value is None:
-        return ""
-    if not error or not math.isfinite(error):
-        return f"{value + 0.0:.6g}" if isinstance(value, float) else str(value)
-    places = digits(error)
-    return f"{round(value, places) + 0.0:.{places}f} +- {error:.{places}f}"
+    """A metric with half of its 95 % interval over images, where it has a standard error; "" where it is not there."""
+    value = metrics.get(name)
+    return "" if value is None else plus_minus(value, HALF_INTERVAL * metrics.get(f"{name}_error", 0.0))
 
 
 def is_of_the_last(metrics: dict[str, Any]) -> bool:
@@ -108,19 +100,48 @@ def units(name: str, metrics: dict[str, Any], likelihood: str) -> str:
 
 
 def closing_lines(run: Run, metrics: dict[str, Any]) -> list[str]:
-    active, latents = metrics["test/active_units"], run.settings.latent_dim
-    last = is_of_the_last(metrics)
-    state = COLLAPSED if not active else f"{active} of {latents} latents are active"
-    lines = [state]
+    active = metrics["test/active_units"]
+    lines = [f"{active} of {run.settings.latent_dim} latents are active"] if active else []
     if "test/kl_per_latent/00" not in metrics:
         lines.append("no KL per latent: the prior or the posterior ties the latents together")
     if "dev/unweighted_loss" in metrics:
-        lines.append("the likelihood is not normalised: this loss compares with no other likelihood's nats")
+        lines.append("the likelihood is not normalised: its loss cannot be compared with another likelihood's nats")
+    lines += [f"note: {warning}" for warning in warnings(metrics, run.settings.plain)]
     root = run.directory if run.directory.is_absolute() else Path(run.directory.parts[0])
-    if any(run.directory.glob("events.out.tfevents.*")):
-        curves = [f"curves:   tensorboard --logdir {root}"]
-    else:
-        curves = []
-    folder = run.directory / ("figures_last" if last else "figures")
+    curves = any(run.directory.glob("events.out.tfevents.*"))
+    folder = run.directory / ("figures_last" if is_of_the_last(metrics) else "figures")
     pictures = folder if folder.is_dir() else f"vae evaluate {run.directory} draws them"
-    return [*lines, f"run:      {run.directory}", f"pictures: {pictures}", *curves]
+    lines += [f"run:      {run.directory}", f"pictures: {pictures}"]
+    return [*lines, f"curves:   tensorboard --logdir {root}"] if curves else lines
+
+
+FEW_STEPS, LITTLE_KL, LITTLE_ENTROPY, LOW_ESS, OVERFITTED = 1000, 0.1, 0.7, 10, 0.1
+
+
+def warnings(metrics: dict[str, Any], plain: Plain) -> list[str]:
+    """What to know before the numbers, each with the key to change."""
+    active, latents, epochs = metrics.get("test/active_units"), plain["latent_dim"], metrics["epochs"]
+    kl, steps, ess = (metrics.get(name, math.inf) for name in ("dev/kl", "steps", "test/nll_ess"))
+    train, dev = (metrics.get(name, math.nan) for name in ("train_eval/loss", "dev/loss"))
+    entropy = next((metrics[name] for name in metrics if name.startswith("samples/class_entropy")), math.inf)
+    lines = {
+        COLLAPSED: active == 0,
+        f"only {active} of {latents} latents are active; try dropout=0 or objective/beta=linear": (
+            active and active < latents / 2
+        ),
+        f"dev KL {kl:.2g} nats: the latents say next to nothing about an image; try objective/beta=linear": (
+            active and kl < LITTLE_KL
+        ),
+        f"only {steps} optimiser steps in all; raise trainer.max_epochs or lower data.batch_size": steps < FEW_STEPS,
+        f"the best epoch is the last one; trainer.max_epochs={2 * epochs} trains on": (
+            metrics["best_epoch"] == epochs and not metrics["stopped_early"]
+        ),
+        "dev loss is far above the training loss (dropout off): overfitting; try dropout=0.3, a smaller network or "
+        "callbacks.early_stopping=10": dev - train > OVERFITTED * abs(dev),
+        f"samples are nearly all of one class (entropy {entropy:.2g} nats); train longer, or try prior=flow": (
+            entropy < LITTLE_ENTROPY
+        ),
+        f"too few samples for the NLL (median effective number {ess:.2g} of {metrics.get('test/nll_samples')}), "
+        "so it is too high; vae evaluate RUN samples=5000": ess < LOW_ESS,
+    }
+    return [line for line, met in lines.items() if met]

@@ -64,7 +64,7 @@ def build_trainer(
     options = dict(settings.plain["trainer"])
     bar, fast = options.pop("enable_progress_bar"), options.pop("fast_step")
     bar = sys.stdout.isatty() if bar is None else bar
-    monitor, mode = monitored(settings, lit.vae.likelihood.normalised)
+    monitor, mode = monitored(settings.plain, lit.vae.likelihood.normalised)
     callbacks: list[Callback] = [history, EpochLine(history), dashboard]
     callbacks += [QuietBar()] if bar else []
     if patience := settings.callbacks.early_stopping:
