@@ -2,15 +2,31 @@
 
 import contextlib
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Distribution, kl_divergence
 
-from vae.distributions import LEVELS, CalibratedNormal, DiscretizedLogistic, Normal, SquaredError
+from vae.distributions import (
+    LEVELS,
+    Bernoulli,
+    CalibratedNormal,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    Flowed,
+    FullNormal,
+    Gaussian,
+    Mixture,
+    Normal,
+    SquaredError,
+    paired_noise,
+)
+from vae.flows import Chain, Coupling
 from vae.noise import NoiseStreams, RepeatedNoise, fixed_noise
 
 SCALES = (1e-3, 1e-2, 0.1, 1.0)
@@ -26,6 +42,94 @@ def assert_mean(draws: Tensor, expected: Tensor | float, sigmas: float = 4.0) ->
     """The mean over the first axis lies within `sigmas` standard errors of `expected`, everywhere."""
     error = draws.std(0) / math.sqrt(len(draws))
     assert ((draws.mean(0) - expected).abs() <= sigmas * error + 1e-9).all()
+
+
+# Every distribution: its draws, over the parameters that models reach
+
+
+LOGITS = torch.tensor([-500.0, -60, -16, -3, -1, -0.04, -1e-3, -1e-7, 0, 1e-4, 0.9, 1.1, 5, 20, 90, 300]).unsqueeze(1)
+SIGMAS = torch.logspace(-4, 2, 7).unsqueeze(1)
+LOC, SCALE = (grid.reshape(-1, 1) for grid in torch.meshgrid(torch.tensor(LOCS), torch.tensor(SCALES), indexing="ij"))
+
+
+def flowed() -> Flowed:
+    torch.manual_seed(1)
+    chain = Chain(Coupling(2, 5) for _ in range(3)).requires_grad_(False)
+    for layer in chain:
+        torch.nn.init.normal_(layer.net[-1].weight, std=0.5)
+    return Flowed(Normal(torch.zeros(2), torch.ones(2)), chain.forward, chain.inverse, paired_noise(2))
+
+
+def full() -> FullNormal:
+    lower = torch.tensor([[[0.5, 0.0], [2.0, 0.1]], [[1e-3, 0.0], [5.0, 30.0]]])
+    return FullNormal(torch.tensor([[1.0, -40.0], [0.0, 3.0]]), lower)
+
+
+@dataclass
+class Draws:
+    """A distribution; whether it lives on [0, 1]; how many draws its own mean and variance are taken from."""
+
+    make: Callable[[], Distribution]
+    bounded: bool = False
+    claimed_from: float = math.inf
+
+
+EVERY = {
+    "squared_error": Draws(lambda: SquaredError(torch.zeros(7, 1), SIGMAS, 1)),
+    "squared_error_mean": Draws(lambda: SquaredError(torch.linspace(0, 1, 7).unsqueeze(1), None, 1), True),
+    "gaussian": Draws(lambda: Gaussian(torch.linspace(-3, 3, 5).unsqueeze(1), torch.tensor(0.01), 1)),
+    "gaussian_pixel": Draws(lambda: Gaussian(torch.ones(7, 1), SIGMAS, 1)),
+    "calibrated_normal": Draws(lambda: CalibratedNormal(torch.rand(4, 1), torch.tensor(0.2), 1)),
+    "bernoulli": Draws(lambda: Bernoulli(LOGITS, 1), True),
+    "continuous_bernoulli": Draws(lambda: ContinuousBernoulli(LOGITS, 1), True),
+    "discretized_logistic": Draws(lambda: DiscretizedLogistic(LOC, SCALE, 1), True),
+    "normal": Draws(lambda: Normal(torch.full((7, 1), 3.0), SIGMAS)),
+    "full_normal": Draws(full),
+    "mixture": Draws(lambda: Mixture(torch.tensor([0.0, 2.0]), Normal(torch.tensor([[0.0], [9.0]]), torch.ones(2, 1)))),
+    "full_mixture": Draws(lambda: Mixture(torch.tensor([0.5, 1.0]), full())),
+    "flowed": Draws(flowed, claimed_from=64),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_draws_have_the_mean_and_variance_that_are_claimed_and_a_density(name: str) -> None:
+    case = EVERY[name]
+    p = case.make()
+    draws = p.sample(torch.Size((20_000,)))
+    assert p.log_prob(draws).isfinite().all()
+    mean, variance = p.mean.double(), p.variance.double()
+    assert variance.isfinite().all()
+    assert not case.bounded or (draws.min() >= 0 and draws.max() <= 1)
+    count = min(len(draws), case.claimed_from)
+    fourth = variance if case.bounded else 10 * variance**2  # of draws on [0, 1] (x - mean)^4 is at most (x - mean)^2
+    rounding = 1e-6 * (1 + mean.abs())
+    assert ((draws.double().mean(0) - mean).abs() <= 5 * (variance / count).sqrt() + rounding).all()
+    squares = (draws.double() - mean).square().mean(0)
+    assert ((squares - variance).abs() <= 5 * (fourth / count).sqrt() + rounding**2 + 1e-6 * variance).all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-7), (torch.float32, 3e-5)])
+def test_continuous_bernoulli_is_scipys_truncated_exponential(dtype: torch.dtype, tolerance: float) -> None:
+    rates = np.array([0.3, 0.9, 1.0, 1.1, 4.0, 16.0, 60.0, 500.0])
+    known = stats.truncexpon(b=rates, scale=1 / rates)  # on [0, 1]; a positive logit mirrors it
+    for sign in (-1, 1):
+        p = ContinuousBernoulli(torch.tensor(sign * rates, dtype=dtype).unsqueeze(1), 1)
+        mean = known.mean() if sign < 0 else 1 - known.mean()
+        np.testing.assert_allclose(p.mean.squeeze(1), mean, rtol=tolerance)
+        np.testing.assert_allclose(p.variance.squeeze(1), known.var(), rtol=tolerance)
+        draws = p.sample(torch.Size((4000,))).squeeze(-1).numpy()
+        dark = draws if sign < 0 else 1 - draws
+        for rate, column in zip(rates, dark.T, strict=True):
+            assert stats.ks_1samp(column, stats.truncexpon(b=rate, scale=1 / rate).cdf).pvalue > 1e-4
+
+
+def test_continuous_bernoulli_is_uniform_at_0_and_smooth_around_it() -> None:
+    logits = torch.tensor([-1.001, -0.999, -1e-3, 0.0, 1e-9, 0.999, 1.001]).double().unsqueeze(1)
+    variance = ContinuousBernoulli(logits, 1).variance.squeeze(1)
+    assert variance[3].item() == pytest.approx(1 / 12)
+    assert variance[2].item() == pytest.approx(1 / 12, rel=1e-6)
+    torch.testing.assert_close(variance[:2], variance.flip(0)[:2])
+    assert (variance[1] - variance[0]).item() == pytest.approx(0.002 / 120, rel=0.1)  # the slope -l / 120 + ...
 
 
 # The report's squared error

@@ -89,7 +89,7 @@ def test_weights_are_halved_only_where_the_pictures_stay_the_same() -> None:
     with torch.no_grad():
         sharp.decoder.out.weight.mul_(300)  # type: ignore[union-attr, operator]
         sharp.encoder.out.weight.mul_(300)  # type: ignore[union-attr, operator]
-    large = explorer(sharp, x, labels, 0, False)
+    large = explorer(sharp, (x > 127).to(torch.uint8) * 255, labels, 0, True)
     assert large["decoder"]["weights"]["type"] == large["encoder"]["weights"]["type"] == "float32"
 
 

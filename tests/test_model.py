@@ -1,5 +1,7 @@
 """The VAE: shapes, what training mode changes, and which of mean and sample is shown."""
 
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,6 +11,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from vae.distributions import Normal
+from vae.errors import InputError
 from vae.likelihoods import (
     BernoulliHead,
     ContinuousBernoulliHead,
@@ -20,6 +23,7 @@ from vae.likelihoods import (
 )
 from vae.model import VAE
 from vae.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
+from vae.objectives import ELBO, IWAE, MMD, TotalCorrelation, log_weights
 
 D, K, B, SHAPE = 4, 2, 3, (2, 7, 5)
 HEADS = {
@@ -177,6 +181,59 @@ def test_sample_takes_latents_or_a_number_of_them() -> None:
 def test_reconstruct_refuses_an_unknown_mode(modes: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="neither 'mean' nor 'sample'"):
         build().reconstruct(torch.rand(B, *SHAPE), **modes)
+
+
+BAD = {
+    "no channel": torch.zeros(B, *SHAPE[1:]),
+    "channels last": torch.zeros(B, *SHAPE[1:], SHAPE[0]),
+    "another size": torch.zeros(B, 2, 7, 6),
+    "one image alone": torch.zeros(SHAPE),
+    "bytes": torch.zeros(B, *SHAPE, dtype=torch.uint8),
+    "integers": torch.zeros(B, *SHAPE, dtype=torch.int64),
+    "booleans": torch.zeros(B, *SHAPE, dtype=torch.bool),
+    "below 0": torch.full((B, *SHAPE), -0.01),
+    "above 1": torch.full((B, *SHAPE), 1.01),
+    "NaN": torch.full((B, *SHAPE), math.nan),
+    "infinity": torch.full((B, *SHAPE), math.inf),
+}
+DOORS: dict[str, Callable[[VAE, Tensor], object]] = {
+    "encode": VAE.encode,
+    "reconstruct": VAE.reconstruct,
+    "elbo": lambda vae, x: ELBO()(vae, x, 0),
+    "iwae": lambda vae, x: IWAE(2)(vae, x, 0),
+    "tc": lambda vae, x: TotalCorrelation()(vae, x, 0),
+    "mmd": lambda vae, x: MMD()(vae, x, 0),
+    "log_weights": lambda vae, x: log_weights(vae, x, 2),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_no_door_takes_images_of_another_shape_type_or_range(bad: str) -> None:
+    for head in HEADS.values():
+        vae = build(head())
+        for door in DOORS.values():
+            with pytest.raises(InputError, match=r"^images "):
+                door(vae, BAD[bad])
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_a_model_takes_the_images_that_its_likelihood_is_defined_on_and_no_others(head: type[Likelihood]) -> None:
+    vae = build(head())
+    grey, levels = torch.rand(B, *SHAPE), torch.randint(256, (B, *SHAPE)) / 255
+    refused = {"unit": [], "levels": [grey], "binary": [grey, levels]}[vae.likelihood.support]
+    for x in (grey, grey.double(), levels, binary(B, *SHAPE), grey[:0]):
+        if any(x.shape == y.shape and torch.equal(x, y.to(x)) for y in refused):
+            with pytest.raises(InputError, match=r"takes (0 and 1|the 256 grey levels)"):
+                vae.encode(x)
+        else:
+            assert vae.encode(x).mean.isfinite().all()
+
+
+def test_a_gaussian_with_a_linear_mean_takes_any_real_image() -> None:
+    vae = build(GaussianHead(mean="linear"))
+    assert vae.encode(5 * torch.randn(B, *SHAPE)).mean.isfinite().all()
+    with pytest.raises(InputError, match="NaN"):
+        vae.encode(BAD["NaN"])
 
 
 def test_sample_refuses_an_unknown_mode() -> None:

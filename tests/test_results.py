@@ -198,6 +198,9 @@ def test_evaluate_rewrites_the_figures_and_keeps_training_s(
     assert found["test/nll_samples"] == 20
     assert {"test/nll", "test/nll_error", "test/elbo", "test/rate", "test/distortion"} <= set(found)
     assert found["test/nll"] <= -found["test/elbo"]
+    assert 1 <= found["test/nll_ess"] <= 20
+    assert 0 <= found["test/nll_ess_below_2"] <= 1
+    assert found["test/nll_half_gap"] >= 0
     assert {"test/knn_accuracy", "test/linear_probe_accuracy"} <= set(found)
     assert {name: found[name] for name in results.TRAINING} == {name: before[name] for name in results.TRAINING}
     for name in ("dev/loss", "dev/kl", "test/loss", "test/reconstruction"):
@@ -294,7 +297,7 @@ def test_every_figure_is_drawn_by_name_or_refused_with_the_reason() -> None:
 @torch.no_grad()
 def test_traversals_decode_the_prior_s_quantiles_and_nothing_else_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     one, seen = subject("latent_dim=3", "model.decoder.hidden=[4]"), []
-    monkeypatch.setattr(one.vae, "sample", lambda z, x: seen.append(z) or torch.zeros(len(z), 1, 28, 28))
+    monkeypatch.setattr(one.vae, "sample", lambda z, x, y: seen.append(z) or torch.zeros(len(z), 1, 28, 28))
     labels = [text.get_text() for text in traversal_figure(one.vae, torch.tensor([2, 0]), "").axes[0].texts]
     z = seen[0].view(2, 11, 3)
     quantiles = torch.distributions.Normal(0, 1).icdf(torch.linspace(0.02, 0.98, 11))

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -117,7 +118,7 @@ def test_a_table_of_points_has_a_line_for_each(trained: Path, monkeypatch: pytes
 def test_bytes_are_no_images_of_a_model(run: TrainedRun) -> None:
     x = run.data.test.images[:2]
     for use in (run.vae.encode, run.vae.reconstruct):
-        with pytest.raises(InputError, match=r"x: images of torch\.uint8; a model takes floats in \[0, 1\]"):
+        with pytest.raises(InputError, match=r"images of torch\.uint8: a model takes floats in \[0, 1\]"):
             use(x)
 
 
@@ -188,13 +189,17 @@ def test_scores_are_log_p_with_its_error_most_unusual_first(numbers: Any, run: T
 def test_the_error_of_a_score_is_that_of_a_mean_of_weights(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """Log-normal weights: log E[w] = s^2 / 2, and the log of their mean has the variance (exp(s^2) - 1) / K."""
     generator, s, samples = torch.Generator().manual_seed(0), 0.7, 2000
-    monkeypatch.setattr(estimates, "log_weights", lambda vae, x, k: s * torch.randn(k, len(x), generator=generator))
+    monkeypatch.setattr(estimates, "log_weights", lambda vae, x, k, y: s * torch.randn(k, len(x), generator=generator))
     score, error = estimates.image_scores(run.vae, run.data.test.images[:100], samples, 0)
     expected = ((np.exp(s**2) - 1) / samples) ** 0.5
     np.testing.assert_allclose(error, np.full(100, expected), rtol=0.15)
     off = (score - s**2 / 2) / error
     assert off.abs().max() < 4
     assert 0.8 < off.std() < 1.2
+    found = estimates.bounds(run.vae, run.data.test.images[:100], samples, 0)
+    np.testing.assert_allclose(found.ess, np.full(100, samples / np.exp(s**2)), rtol=0.2)
+    assert found.half_gap.mean().item() == pytest.approx((np.exp(s**2) - 1) / (2 * samples), rel=0.4)
+    assert (found.half_gap >= 0).all()
 
 
 def test_noise_is_told_from_digits_and_an_area_is_a_probability(
@@ -222,8 +227,38 @@ def test_a_model_without_nats_scores_by_its_loss_and_has_no_log_p(sweep: Path) -
     with pytest.raises(InputError, match="SquaredErrorHead is not normalised"):
         run.log_prob(x)
     score, error = estimates.image_scores(run.vae, x, 2000, 0)
-    elbo, _ = estimates.bounds(run.vae, x, 2000, 1)
+    elbo = estimates.bounds(run.vae, x, 2000, 1).elbo
     assert ((score - elbo).abs() < 6 * error).all()
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(5, 28, 28),
+        torch.zeros(5, 28, 28, 1),
+        torch.zeros(5, 1, 28, 27),
+        torch.zeros(5, 1, 28, 28, dtype=torch.int64),
+        torch.zeros(5, 1, 28, 28, dtype=torch.bool),
+        torch.full((5, 1, 28, 28), -1.0),
+        torch.full((5, 1, 28, 28), 255.0),
+        torch.full((5, 1, 28, 28), math.nan),
+    ],
+    ids=lambda x: f"{x.dtype} {tuple(x.shape)} {x.flatten()[0].item():g}",
+)
+def test_log_prob_and_scores_refuse_what_are_no_images_of_the_model(run: TrainedRun, images: torch.Tensor) -> None:
+    for call in (
+        run.log_prob,
+        lambda x: estimates.image_scores(run.vae, x, 2, 0),
+        lambda x: draws.reconstruct(run.vae, x),
+    ):
+        with pytest.raises(InputError, match=r"^images "):
+            call(images)
+
+
+def test_few_effective_samples_are_said(run: TrainedRun, caplog: pytest.LogCaptureFixture) -> None:
+    run.log_prob(run.data.test.images[:5], samples=4)
+    assert "effective sample size" in caplog.text
+    assert "take more samples" in caplog.text
 
 
 # --- what is written --------------------------------------------------------------------------------------------------

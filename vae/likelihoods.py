@@ -10,9 +10,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent
+from torch.distributions import Distribution
 
 from vae.distributions import (
+    LEVELS,
     Bernoulli,
     CalibratedNormal,
     ContinuousBernoulli,
@@ -22,6 +23,29 @@ from vae.distributions import (
 )
 from vae.errors import InputError
 from vae.networks import one_of
+
+
+def _in_unit(x: Tensor) -> bool:
+    low, high = x.aminmax()
+    return low.item() >= 0 and high.item() <= 1  # NaN fails both
+
+
+def _on_levels(x: Tensor) -> bool:
+    levels = x * LEVELS
+    return _in_unit(x) and (levels - levels.round()).abs().max().item() < 1e-3
+
+
+# Of each support: whether it contains images x, and what to say of images outside it.
+SUPPORTS: dict[str, tuple[Callable[[Tensor], bool], str]] = {
+    "real": (lambda x: bool(x.isfinite().all()), "finite values"),
+    "unit": (_in_unit, "values in [0, 1]; rescale the images"),
+    "levels": (_on_levels, "the 256 grey levels k/255 only; use 8-bit images, or likelihood=gaussian"),
+    "binary": (
+        lambda x: torch.equal(x, x.bool().to(x)),
+        "0 and 1 only; binarise the images with data.binarize=dynamic (or static, threshold), or choose "
+        "likelihood=continuous_bernoulli",
+    ),
+}
 
 LINKS: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "linear": lambda mean: mean}
 
@@ -36,7 +60,7 @@ class Likelihood(nn.Module):
     params_per_pixel = 1
     normalised = True  # over images: a density, or a mass function where `discrete`
     discrete = False
-    binary_only = False  # defined on 0 and 1, not on grey levels
+    support = "unit"  # the images that it is defined on, a key of SUPPORTS
     has_sigma = False  # whether `stddev` is something learned or chosen, worth a picture
 
     def __init__(self, mean: str = "sigmoid") -> None:
@@ -52,7 +76,19 @@ class Likelihood(nn.Module):
         return _logit(mean) if self.link == "sigmoid" else mean
 
     def check(self, x: Tensor) -> None:
-        """Raises InputError, with what to do, if `x` (N, C, H, W) lies outside the support."""
+        """Raises InputError, with what to do, if images x (N, C, H, W) are no floats or lie outside the support."""
+        if not x.is_floating_point():
+            raise InputError(f"images of {x.dtype}: a model takes floats in [0, 1], which bytes are as x / 255")
+        contains, allowed = SUPPORTS[self.support]
+        if x.numel() and not contains(x):
+            low, high = (value.item() for value in x.aminmax())
+            values = "NaN" if math.isnan(low) else f"values from {low:g} to {high:g}"
+            raise InputError(f"images with {values}: likelihood={self.name} takes {allowed}")
+
+    @property
+    def name(self) -> str:
+        """What `likelihood=` calls it, or the name of an own class."""
+        return NAMES.get(type(self), type(self).__name__)
 
     def forward(self, params: Tensor) -> Distribution:
         raise TypeError(f"{type(self).__name__} is the base of the heads: choose one of them")
@@ -98,6 +134,7 @@ class GaussianHead(Likelihood):
         super().__init__(mean)
         if isinstance(sigma, str):
             one_of("sigma", sigma, dict.fromkeys(("shared", "pixel", "optimal")))
+        self.support = "real" if mean == "linear" else "unit"
         self.sigma, self.min_sigma = sigma, min_sigma
         self.params_per_pixel = 2 if sigma == "pixel" else 1
         if sigma == "shared":
@@ -133,14 +170,7 @@ class BernoulliHead(Likelihood):
     """p(x) for binary images (nats, discrete)."""
 
     discrete = True
-    binary_only = True
-
-    def check(self, x: Tensor) -> None:
-        if ((x != 0) & (x != 1)).any():
-            raise InputError(
-                "likelihood=bernoulli: the images have grey levels and it is defined on 0 and 1 only; binarise them "
-                "with data.binarize=dynamic (or static, threshold), or choose likelihood=continuous_bernoulli"
-            )
+    support = "binary"
 
     def forward(self, params: Tensor) -> Distribution:
         return Bernoulli(params.squeeze(-4))
@@ -162,7 +192,7 @@ class ContinuousBernoulliHead(Likelihood):
     """A density on [0, 1] (Loaiza-Ganem and Cunningham 2019), what cross-entropy on grey pixels is often taken for."""
 
     def forward(self, params: Tensor) -> Distribution:
-        return Independent(ContinuousBernoulli(params.squeeze(-4)), 3, validate_args=False)
+        return ContinuousBernoulli(params.squeeze(-4))
 
     def inverse_mean(self, mean: Tensor) -> Tensor:
         """The logit whose mean it is, by bisection: there is no closed form."""
@@ -179,20 +209,24 @@ class DiscretizedLogisticHead(Likelihood):
 
     params_per_pixel = 2
     discrete = True
+    support = "levels"
     has_sigma = True
 
     def __init__(self, min_scale: float = 1e-3, mean: str = "sigmoid") -> None:
         super().__init__(mean)
         self.min_scale = min_scale
 
-    def check(self, x: Tensor) -> None:
-        if x.min() < 0 or x.max() > 1 or not torch.allclose(x * 255, (x * 255).round(), atol=1e-3):
-            raise InputError(
-                "likelihood=discretized_logistic: the images are not on the 256 grey levels k/255 that it is "
-                "defined on; use 8-bit images, or likelihood=gaussian"
-            )
-
     def forward(self, params: Tensor) -> DiscretizedLogistic:
         loc, raw = params.unbind(-4)
         # shifted so that an untrained decoder starts near a scale of 0.1, wide enough for gradients to flow
         return DiscretizedLogistic(self.mean(loc), self.min_scale + F.softplus(raw - math.log(9.5)))
+
+
+NAMES: dict[type[Likelihood], str] = {
+    SquaredErrorHead: "squared_error",
+    GaussianHead: "gaussian",
+    BernoulliHead: "bernoulli",
+    CrossEntropyHead: "cross_entropy",
+    ContinuousBernoulliHead: "continuous_bernoulli",
+    DiscretizedLogisticHead: "discretized_logistic",
+}

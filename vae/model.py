@@ -67,15 +67,29 @@ class VAE(nn.Module):
     @property
     def prior(self) -> Distribution:
         """p(z): batch shape (D,) where the latents are independent, else event (D,)."""
-        return self.prior_head(self.encode)
+        return self.prior_head(self._encode)  # pseudo-inputs are no images: they are grey where those are binary
 
     def encode(self, x: Tensor, y: Labels = None) -> Distribution:
         """q(z|x) for x (B, C, H, W): batch shape (B, D) where the latents are independent, else (B,) and event (D,).
 
-        Raises InputError where a conditional model gets no labels y.
+        Raises InputError for images that `check_images` refuses, and where a conditional model gets no labels y.
         """
-        if x.dtype == torch.uint8:
-            raise InputError("x: images of torch.uint8; a model takes floats in [0, 1], which bytes are as x / 255")
+        if not torch.compiler.is_compiling():  # an exported graph has no errors to raise
+            self.check_images(x)
+        return self._encode(x, y)
+
+    def check_images(self, x: Tensor) -> None:
+        """Raises InputError for images x of another shape or type, or with values outside the likelihood's support.
+
+        Values in the memory of an accelerator are not looked at in training, where each step would wait for it.
+        """
+        if tuple(x.shape[1:]) != self.image_shape:
+            shape = ", ".join(map(str, self.image_shape))
+            raise InputError(f"images of shape {tuple(x.shape)}: this model takes (N, {shape})")
+        if x.device.type == "cpu" or not self.training:
+            self.likelihood.check(x)
+
+    def _encode(self, x: Tensor, y: Labels = None) -> Distribution:
         x = x.to(self.prior_loc.dtype)  # images are float32, the weights under 64-true are not
         if self.classes:
             planes = self.planes(self._per_image(y, len(x))).view(-1, 1, *x.shape[2:])

@@ -111,7 +111,7 @@ def contrast(run: TrainedRun, name: str, like: Given, seed: int) -> Tensor | Ima
     """Images that are none of the model's kind: `noise` (uniform), `upside-down`, or those of a folder."""
     if name == "noise":
         made = torch.randint(256, like.images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-        made = binarised(made, "static", seed)[0] if run.vae.likelihood.binary_only else made
+        made = binarised(made, "static", seed)[0] if run.vae.likelihood.support == "binary" else made
         return replace(like, images=made).source(run)
     if name == "upside-down":
         return replace(like, images=like.images.flip(-1, -2)).source(run)

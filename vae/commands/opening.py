@@ -77,7 +77,7 @@ def images_of(run: TrainedRun, paths: list[str] | None, count: int | None = None
     images = torch.from_numpy(np.stack([image for image, _ in fitted]))
     counts = Counter(said for _, said in fitted)
     said = ", ".join(counts) if len(counts) == 1 else "; ".join(f"{n} {how}" for how, n in counts.items())
-    if run.vae.likelihood.binary_only:
+    if run.vae.likelihood.support == "binary":
         images, how = binarised(images, run.settings.plain["data"].get("binarize", "threshold"), run.settings.seed)
         said = f"{said}; all {how}"
     return Given(images, [file.name for file in files], None, f"own images: {said}")

@@ -111,7 +111,7 @@ def annealed_metrics(vae: VAE, images: Tensor, steps: int, count: int, seed: int
     values = {name: torch.cat(parts) for name, parts in found.items()}
     values["gap"] = values["upper"] - values["lower"]
     if samples:
-        values["nll_importance"] = -bounds(vae, images[:count], samples, seed)[1]
+        values["nll_importance"] = -bounds(vae, images[:count], samples, seed).log_px
     scores: Metrics = {"annealing/steps": steps, "annealing/images": len(values["nll"])}
     for name, each in values.items():
         scores[f"annealing/{name}"], scores[f"annealing/{name}_error"] = mean_and_error(each)

@@ -23,7 +23,8 @@ def chunks(vae: VAE, images: Tensor | Images, size: int) -> Iterator[tuple[Tenso
     pixels, labels = (images.images, images.labels) if isinstance(images, Images) else (images, None)
     for start in range(0, len(pixels), size):
         place = slice(start, start + size)
-        x = as_floats(pixels[place].to(vae.prior_loc.device)).to(vae.prior_loc)
+        x = as_floats(pixels[place].to(vae.prior_loc.device))
+        x = x.to(vae.prior_loc) if x.is_floating_point() else x  # the model refuses integers
         yield x, None if labels is None else labels[place]
 
 
@@ -142,10 +143,15 @@ def encode(vae: VAE, images: Tensor | Images) -> dict[str, np.ndarray]:
     return found | ({"stddev": torch.cat(spreads).numpy()} if spreads else {})
 
 
+def encodable(vae: VAE) -> str:
+    """Which images of its own a model can encode: the `mean` of p(x|z), or a `sample` where x is discrete."""
+    return "sample" if vae.likelihood.discrete else "mean"
+
+
 def use_of_latents(vae: VAE, seed: int = 0, label: int | None = None) -> Tensor:
     """(D,): how much the posterior mean of each latent moves over the model's own samples. Takes no data."""
     labels = classes_in_turn(vae, label)
-    images = decode(vae, prior_latents(vae, 1000, seed), labels=labels)
+    images = decode(vae, prior_latents(vae, 1000, seed), encodable(vae), labels=labels)
     source = images if labels is None else Images(images, labels.repeat(len(images))[: len(images)])
     return torch.from_numpy(encode(vae, source)["mean"]).var(0)
 

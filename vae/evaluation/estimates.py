@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 # Smaller chunks make the NLL a sixth slower, because Python's own time is spent once a chunk.
 ROWS = 4000
 
+FEW = 10  # effective samples of the median image, below which an estimate of log p(x) is too low to be trusted
 KL_DRAWS = 16  # of z for an image's KL where there is no closed form
 MOST_POINTS = 5000  # images of a split from which the scores of factors are taken
 
@@ -124,37 +126,53 @@ def posteriors(vae: VAE, images: Tensor | Images) -> Posteriors:
     return Posteriors(both[:, : vae.latent_dim], both[:, vae.latent_dim :], form)
 
 
+class Bounds(NamedTuple):
+    """Estimates of log p(x) in nats from the same K draws for each image; all fields are (N,), float64, on the CPU."""
+
+    elbo: Tensor  # mean of the log weights log p(x, z) - log q(z|x); without error where q is the posterior
+    log_px: Tensor  # their log-mean-exp, the importance-weighted bound (Burda et al. 2015, eq. 8)
+    ess: Tensor  # effective sample size of the weights, 1 to K: 1 / sum w^2 of normalised w (Kong 1992)
+    half_gap: Tensor  # how much lower the bound is with half the draws, a mean over both halves; NaN of a single draw
+    spread: Tensor  # standard deviation of the log weights over draws
+
+
 @torch.inference_mode()
-def bounds(
-    vae: VAE, images: Tensor | Images, samples: int, seed: int, rows: int = ROWS, bar: bool = False
-) -> tuple[Tensor, Tensor]:
-    """ELBO (N,) and importance-weighted bound (N,) on log p(x), in nats, from the same `samples` draws for each image.
+def bounds(vae: VAE, images: Tensor | Images, samples: int, seed: int, rows: int = ROWS, bar: bool = False) -> Bounds:
+    """The bounds on log p(x); an image meets the same draws whatever `rows` is, images times samples decoded at once.
 
-    The first is the mean over draws of log p(x, z) - log q(z|x), without error where q is the posterior; the second
-    their log-mean-exp (Burda et al. 2015, eq. 8). `rows` images times samples are decoded at once.
+    Logs a warning where the effective sample size is small. Raises InputError for images that the model refuses.
     """
-    # not lists: what is kept of each chunk would lie between the large tensors of the next, and memory would grow
-    elbo, bound = torch.empty(2, len(images), dtype=torch.float64)
-    for place, log_w in weights_by_chunk(vae, images, samples, seed, rows, bar):
-        elbo[place], bound[place] = log_w.mean(0), log_mean_exp(log_w)
-    return elbo, bound
-
-
-def weights_by_chunk(
-    vae: VAE, images: Tensor | Images, samples: int, seed: int, rows: int = ROWS, bar: bool = False
-) -> Iterator[tuple[slice, Tensor]]:
-    """Which images, and their log weights (K, n): the same draws for an image whatever `rows` is."""
     noise, count = NoiseStreams(derive(seed, "importance")), len(images)
-    size = max(1, rows // samples)
+    size, half = max(1, rows // samples), samples // 2
     hidden = not (bar and sys.stderr.isatty())
+    # not lists: what is kept of each chunk would lie between the large tensors of the next, and memory would grow
+    columns = Bounds(*torch.full((5, count), math.nan, dtype=torch.float64))
     parts = tqdm(chunks(vae, images, size), "importance samples", -(-count // size), False, disable=hidden)
     for chunk, (x, y) in enumerate(parts):
+        place = slice(chunk * size, chunk * size + len(x))
         with fixed_noise(noise):
-            log_w = log_weights(vae, x, samples, y).double()
-        yield slice(chunk * size, chunk * size + len(x)), log_w
+            log_w = log_weights(vae, x, samples, y).cpu().double()  # (K, n); MPS has no float64
+        columns.elbo[place], columns.log_px[place] = log_w.mean(0), log_mean_exp(log_w)
+        columns.ess[place] = 1 / log_w.softmax(0).square().sum(0)
+        if half:
+            halves = torch.stack([log_mean_exp(log_w[:half]), log_mean_exp(log_w[-half:])])
+            columns.half_gap[place] = columns.log_px[place] - halves.mean(0)
+            columns.spread[place] = log_w.std(0)
+    if vae.likelihood.normalised:
+        warn_of_few(columns, samples)
+    return columns
 
 
-@torch.inference_mode()
+def warn_of_few(estimates: Bounds, samples: int) -> None:
+    ess = estimates.ess.median().item()
+    if ess < FEW:
+        log.warning(
+            "importance weights: an effective sample size of %.1f of %d draws (median over images), so log p(x) is "
+            "underestimated: it is %.2f nats lower with half the draws; take more samples",
+            ess, samples, estimates.half_gap.mean(),
+        )  # fmt: skip
+
+
 def image_scores(
     vae: VAE, images: Tensor | Images, samples: int, seed: int, bar: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -163,26 +181,29 @@ def image_scores(
     The importance-weighted log p(x) in nats, its error by the delta method, which is too small where a few draws carry
     all the weight; where the likelihood is not normalised, minus the reconstruction's loss and KL, a mean over draws.
     """
-    score, error = torch.empty(2, len(images), dtype=torch.float64)
-    for place, log_w in weights_by_chunk(vae, images, samples, seed, bar=bar):
-        if vae.likelihood.normalised:
-            score[place] = log_mean_exp(log_w)
-            terms = (log_w - score[place].to(log_w)).exp()  # of mean 1
-        else:
-            score[place], terms = log_w.mean(0), log_w
-        error[place] = terms.std(0) / math.sqrt(samples)
-    return score, error
+    estimates = bounds(vae, images, samples, seed, bar=bar)
+    if vae.likelihood.normalised:
+        return estimates.log_px, ((samples / estimates.ess - 1) / (samples - 1)).clamp(min=0).sqrt()
+    return estimates.elbo, estimates.spread / math.sqrt(samples)
 
 
 def likelihood_metrics(vae: VAE, images: Tensor | Images, samples: int, seed: int, split: str) -> Metrics:
-    """ELBO, rate, distortion and the importance-weighted NLL, each with its standard error over images."""
+    """ELBO, rate, distortion and the importance-weighted NLL, each with its standard error over images.
+
+    Beside them what tells whether the NLL's samples are enough: see `Bounds`.
+    """
     if not vae.likelihood.normalised or not samples:
         return {}
-    elbo, bound = bounds(vae, images, samples, seed, bar=True)
+    estimates = bounds(vae, images, samples, seed, bar=True)
     rate = posteriors(vae, images).kl.double().sum(1)
+    elbo, nll = estimates.elbo, -estimates.log_px
     scores: Metrics = {"nll_samples": samples}
-    for name, values in {"elbo": elbo, "rate": rate, "distortion": -elbo - rate, "nll": -bound}.items():
+    for name, values in {"elbo": elbo, "rate": rate, "distortion": -elbo - rate, "nll": nll}.items():
         scores[name], scores[f"{name}_error"] = metrics.mean_and_error(values)
+    scores["nll_ess"] = estimates.ess.quantile(0.5).item()
+    scores["nll_ess_below_2"] = (estimates.ess < 2).double().mean().item()
+    if samples > 1:
+        scores["nll_half_gap"] = estimates.half_gap.mean().item()
     if vae.likelihood.discrete:
         pixels = math.prod(vae.image_shape)
         scores["bits_per_dimension"] = metrics.bits_per_dimension(scores["nll"], pixels)

@@ -17,6 +17,7 @@ from vae import likelihoods
 from vae.data.batches import as_floats
 from vae.errors import InputError
 from vae.evaluation import metrics
+from vae.evaluation.draws import decode, encodable
 from vae.evaluation.estimates import posteriors
 from vae.model import VAE
 from vae.networks import ACTIVATIONS, ConvDecoder, ConvEncoder, Dropout, MLPDecoder, MLPEncoder
@@ -48,7 +49,7 @@ def explorer(vae: VAE, images: Tensor | None, labels: Sequence[int] | None, seed
     """
     check(vae)
     prior = draws(vae, seed)
-    x = vae.sample(prior).clamp(0, 1) if images is None else as_floats(images).to(vae.prior_loc)
+    x = (decode(vae, prior, encodable(vae), seed) if images is None else as_floats(images)).to(vae.prior_loc)
     q = posteriors(vae, (x * 255).round().to(torch.uint8))
     z = torch.cat([q.mu.to(prior), prior])
     shown = (

@@ -107,7 +107,7 @@ def _no_quadrature(s: Subject) -> str:
 
 @torch.no_grad()
 def _visible_noise(s: Subject) -> bool:
-    if s.vae.likelihood.binary_only or not s.vae.likelihood.has_sigma:
+    if s.vae.likelihood.support == "binary" or not s.vae.likelihood.has_sigma:
         return s.vae.likelihood.normalised
     z = prior_draws(s.vae, s.seed, 10).to(device_of(s.vae))
     return s.vae.decode(z.unsqueeze(0), y=0).stddev.mean().item() > 1 / 255

@@ -86,7 +86,7 @@ def build_model(settings: Settings, data: ImageDataModule) -> LitVAE:
     require_enough(settings, data)
     require_memory(partial(build_vae, settings, data.image_shape, data.classes), _widths(settings.plain))
     vae = build_vae(settings, data.image_shape, data.classes)
-    vae.likelihood.check(as_floats(data.dev.images))
+    vae.check_images(as_floats(data.dev.images))
     if settings.plain["model"]["decoder"].get("init_bias") == "data":
         start_at_mean(vae, data.train.images)
     vae.prior_head.start_at(data.train.images, derive(settings.seed, "prior"))

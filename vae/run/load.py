@@ -9,7 +9,7 @@ import yaml
 from pandas import DataFrame
 from torch import Tensor
 
-from vae.data.batches import Images, as_floats
+from vae.data.batches import Images
 from vae.data.module import ImageDataModule
 from vae.errors import InputError
 from vae.evaluation.estimates import bounds
@@ -76,15 +76,14 @@ class TrainedRun(Run):
         """log p(x) (N,) of images (N, C, H, W), uint8 or floats in [0, 1], in nats: the importance-weighted bound.
 
         A conditional model takes labels y (N,) and gives log p(x|y). Raises InputError where the likelihood has no
-        nats, or is not defined on these images.
+        nats, and for images that `VAE.check_images` refuses.
         """
         if not self.vae.likelihood.normalised:
             raise InputError(
                 f"{self.directory}: likelihood={type(self.vae.likelihood).__name__} is not normalised, so images have "
                 "no log p(x); train with a normalised one, such as likelihood=gaussian"
             )
-        self.vae.likelihood.check(as_floats(x))
-        return bounds(self.vae, x if y is None else Images(x, y), samples, seed)[1]
+        return bounds(self.vae, x if y is None else Images(x, y), samples, seed).log_px
 
 
 def load_run(

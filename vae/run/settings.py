@@ -160,7 +160,7 @@ def _check_likelihood(s: Settings) -> None:
             f"objective=iwae: importance weights need a likelihood in nats, and {head.__name__} is not normalised; "
             "take likelihood=gaussian (or another normalised one), or objective=elbo"
         )
-    if getattr(head, "binary_only", False) and s.plain["data"].get("binarize") == "none":
+    if getattr(head, "support", "") == "binary" and s.plain["data"].get("binarize") == "none":
         raise InputError(
             "likelihood=bernoulli: data.binarize=none leaves grey levels, and it is defined on 0 and 1 only; "
             "take data.binarize=dynamic (or static, threshold), or likelihood=continuous_bernoulli"
