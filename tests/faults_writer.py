@@ -12,7 +12,9 @@ BIG = 250_000  # int64: 2 MB a checkpoint
 
 def checkpoint(value: int) -> dict[str, object]:
     tensors = {"value": torch.full((BIG,), value)}
-    return {"vae": {"format": 2}, "pytorch-lightning_version": "2.6.6", "state_dict": tensors}
+    facts = {"format": 2, "settings": {}, "image_shape": [1, 2, 3]}
+    parts = {"vae": facts, "epoch": 0, "global_step": 0, "callbacks": {}}
+    return {"pytorch-lightning_version": "2.6.6", "state_dict": tensors} | parts
 
 
 if __name__ == "__main__":

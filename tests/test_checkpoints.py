@@ -27,7 +27,9 @@ NOWHERE = Path("/sys/vae")  # nobody can write there, not even root
 
 def checkpoint(**more: Any) -> dict[str, Any]:
     weights = {"weight": torch.arange(6.0).reshape(2, 3) + 1, "bias": torch.tensor([0.5, -2.0])}
-    return {"vae": {"format": 2}, "pytorch-lightning_version": "2.6.6", "state_dict": weights} | more
+    facts = {"format": 2, "settings": {}, "image_shape": [1, 2, 3]}
+    parts = {"vae": facts, "epoch": 0, "global_step": 0, "callbacks": {}}
+    return {"pytorch-lightning_version": "2.6.6", "state_dict": weights} | parts | more
 
 
 @pytest.fixture

@@ -362,7 +362,7 @@ def test_the_command_writes_one_page_with_or_without_the_data(run: Path, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("nowhere", "-o", "page.html"), "nowhere: is not there"),
+        (("nowhere", "-o", "page.html"), "nowhere does not exist"),
         (("{run}", "-o", "page.txt"), "-o page.txt: a page ends in .html"),
         (("{run}", "--images", "-1"), "--images"),
         (("{run}", "-o", "{run}/there.html"), "there.html: is there already; give another name, or --force"),

@@ -50,20 +50,23 @@ def test_latest_is_the_run_that_wrote_last() -> None:
 @pytest.mark.parametrize(
     ("path", "advice"),
     [
-        ("outputs/mien", "is not there; did you mean outputs/mine?"),
-        ("mine", "is not there; did you mean outputs/mine?"),
-        ("outputs/all", "holds 1; name one of them, for example outputs/all/0"),
-        ("outputs/mine/checkpoints", "is a part of the run outputs/mine; name that"),
-        ("outputs/mine/config.yaml", "is a part of the run outputs/mine; name that"),
-        ("elsewhere/quite", "is not there; name a folder that train.py wrote, such as outputs/mine; `vae runs` lists"),
-        ("note.txt", "is no checkpoint"),
+        ("outputs/mien", "does not exist; did you mean outputs/mine?"),
+        ("mine", "does not exist; did you mean outputs/mine?"),
+        ("outputs/all", "holds 1; give one of them, for example outputs/all/0"),
+        ("outputs/mine/checkpoints", "is a part of the run outputs/mine; give that instead"),
+        ("outputs/mine/config.yaml", "is a part of the run outputs/mine; give that instead"),
+        (
+            "elsewhere/quite",
+            "does not exist; give a folder written by train.py, such as outputs/mine; `vae runs`",
+        ),
+        ("note.txt", "is not a checkpoint"),
     ],
 )
 def test_another_path_is_answered_with_the_nearest_thing_to_do(path: str, advice: str, place: Path) -> None:
     (place / "note.txt").write_text("")
     with pytest.raises(InputError) as caught:
         find_run(path)
-    assert str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).startswith(f"{path} ")
     assert advice in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -77,7 +80,7 @@ def test_where_there_is_no_run_at_all_one_is_to_be_trained(tmp_path: Path, monke
 
 @pytest.mark.usefixtures("place")
 def test_a_run_without_its_checkpoint_says_how_it_stands() -> None:
-    with pytest.raises(InputError, match=r"^outputs/begun: has no best\.ckpt \(unfinished\); its command begins"):
+    with pytest.raises(InputError, match=r"^outputs/begun has no best\.ckpt \(unfinished\); train it again"):
         require_checkpoint(find_run("outputs/begun"), "best")
     Path("outputs/mine/checkpoints/best.ckpt").unlink()
     with pytest.raises(InputError, match=r"has no best\.ckpt .*--checkpoint last"):

@@ -107,7 +107,7 @@ def test_the_workers_of_a_sweep_import_nothing_from_the_working_directory(hostil
     assert not (hostile / "mark").exists()
 
 
-def test_the_working_directory_is_on_the_path_only_for_a_part_that_is_named(
+def test_of_the_working_directory_only_a_part_that_is_named_is_found(
     hostile: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = "from vae.likelihoods import Gaussian\n\n\nclass Mine(Gaussian):\n    pass\n"
@@ -115,9 +115,10 @@ def test_the_working_directory_is_on_the_path_only_for_a_part_that_is_named(
     monkeypatch.chdir(hostile)
     monkeypatch.setattr(sys, "path", [one for one in sys.path if one not in ("", str(hostile))])
     command.check(command.prepare(["data=digits", "likelihood=gaussian"]))
-    assert str(hostile) not in sys.path
+    assert "parts_of_mine" not in sys.modules
     command.check(command.prepare(["data=digits", "likelihood._target_=parts_of_mine.Mine"]))
-    assert sys.path[-1] == str(hostile)
+    assert sys.modules.pop("parts_of_mine").__file__ == str(hostile / "parts_of_mine.py")
+    assert str(hostile) not in sys.path
     assert not (hostile / "mark").exists()
 
 

@@ -60,19 +60,19 @@ def test_help_answers_without_torch_and_lists_every_verb(
         (("show",), "vae show: Missing argument 'RUN'; see vae show --help"),
         (
             ("show", "."),
-            ".: is not a run (no config.yaml); name a folder that train.py wrote, such as outputs/mine; "
+            ". is not a run (no config.yaml); give a folder written by train.py, such as outputs/mine; "
             "train one: vae train data=digits run_dir=outputs/mine",
         ),
         (("evaluate", ".", "smples=3"), "smples=3: there is no such key; did you mean evaluation.samples?"),
         (("evaluate", ".", "samples=-1"), "samples=-1: must be a whole number of at least 0; for example samples=500"),
         (
             ("sample", "mine"),
-            "mine: is not there; name a folder that train.py wrote, such as outputs/mine; "
+            "mine does not exist; give a folder written by train.py, such as outputs/mine; "
             "train one: vae train data=digits run_dir=outputs/mine",
         ),
         (
             ("score", "latest"),
-            "latest: there is no run with a checkpoint in outputs/; name a run's directory, or "
+            "latest: there is no run with a checkpoint in outputs/; give a run's directory, or "
             "train one: vae train data=digits run_dir=outputs/mine",
         ),
         (

@@ -1,5 +1,6 @@
 """Variational auto-encoders: distributions, networks, objectives, and experiments that can be trusted and repeated."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,11 @@ HOMES = {
     "LitVAE": "vae.training.lit", "fit": "vae.run.fit", "load_run": "vae.run.load", "runs": "vae.commands.runs",
     "sweep": "vae.commands.compare",
 }  # fmt: skip
+
+if "VAE_OWN_MODULES" in os.environ:  # set by the process that started this one
+    from vae.run.own_modules import find_those_of_the_parent
+
+    find_those_of_the_parent()
 
 
 def __getattr__(name: str) -> Any:

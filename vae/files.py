@@ -1,22 +1,32 @@
-"""Files that are written whole or not at all."""
+"""Files: written whole or not at all; read only where they are plain files of plain values."""
 
 import contextlib
 import errno
+import itertools
+import json
 import logging
 import os
 import re
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import psutil
+import yaml
 
 from vae.errors import InputError, RunFailed
 
 logger = logging.getLogger(__name__)
 
-
-PART = re.compile(r".*\.(?P<pid>\d+)\.part")
+FORMAT = 2  # of metrics.json and of checkpoints; raised when those written before can no longer be read
+PART = re.compile(r".*\.(?P<pid>\d{1,9})\.part")
+MOST_BYTES = 2**24  # of a file that is read as text: the metrics of 10,000 latents take a tenth of it
+DEEPEST, MOST_VALUES = 30, 200_000
+SCALARS = (str, int, float, bool, type(None))
+# the one in C takes a tenth of the time
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def expand(path: str | os.PathLike[str]) -> Path:
@@ -49,6 +59,75 @@ def kind_of(mode: int) -> str:
     return next((name for test, name in tests.items() if test(mode)), "device")
 
 
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The plain values in a JSON file; raises InputError for a file that is damaged, too large or too deep."""
+    return _parse(path, json.loads, MOST_BYTES)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """The plain values in a YAML file; raises InputError as `read_json` does, and for aliases, tags and dates.
+
+    A few hundred bytes of aliases can stand for gigabytes, or for themselves.
+    """
+    return _parse(path, parse_yaml, MOST_BYTES // 16)
+
+
+def parse_yaml(text: str) -> Any:
+    """The plain values of a text; raises ValueError or yaml.YAMLError."""
+    depth = 0
+    for event in yaml.parse(text, Loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"it holds an alias, *{event.anchor}; write out its value")
+        if getattr(event, "tag", None) not in (None, "!"):
+            raise ValueError(f"it holds a tag, {event.tag}; leave it out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+    return yaml.load(text, Loader)
+
+
+def _parse(path: str | os.PathLike[str], parse: Callable[[str], Any], most: int) -> Any:
+    try:
+        values = parse(require_plain(path, most).read_text(encoding="utf-8"))
+        require_values(values)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # parsers answer a stranger's text with anything, a RecursionError among them
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: cannot be read ({reason[:200]})") from error
+    return values
+
+
+def require_values(root: Any) -> None:
+    """Raises ValueError unless `root` is made of dicts with texts as keys, lists, texts, numbers, true, false and null.
+
+    Nor may it be nested too deep, as what holds itself is, or hold more values than any file of ours.
+    """
+    level, count = [root], 0
+    for _ in range(DEEPEST + 1):
+        odd = [value for value in level if type(value) not in (*SCALARS, dict, list)]
+        odd += [key for value in level if type(value) is dict for key in value if type(key) is not str]
+        if odd:
+            raise ValueError(f"it holds {str(odd[0])[:40]!r}, which is a {type(odd[0]).__name__}")
+        level = list(itertools.islice(_children(level), MOST_VALUES + 1))
+        count += len(level)
+        if count > MOST_VALUES:
+            raise ValueError(f"it holds more than {MOST_VALUES:,} values")
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+
+
+def _children(level: Iterable[Any]) -> Iterator[Any]:
+    for value in level:
+        if isinstance(value, dict):
+            yield from value.values()
+        elif isinstance(value, list):
+            yield from value
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the place of the one at `path` when the block ends well, in one step that survives a power cut.
@@ -77,15 +156,13 @@ def replace(path: Path, content: bytes | memoryview) -> None:
 
 def sync_directory(directory: Path) -> None:
     """Makes the names in `directory` durable, not only the contents behind them."""
+    if os.name == "nt":  # where a directory cannot be opened
+        return
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (
-            errno.EINVAL,
-            errno.ENOTSUP,
-            errno.ENOSYS,
-        ):  # file systems that have no such thing
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # file systems that cannot do so
             raise
     finally:
         os.close(descriptor)
@@ -98,21 +175,10 @@ def remove_leftovers(directory: str | os.PathLike[str]) -> None:
     """
     for part in Path(directory).glob("*.part"):
         match = PART.fullmatch(part.name)
-        if match and not _alive_elsewhere(int(match["pid"])):
+        pid = int(match["pid"]) if match else os.getpid()
+        if match and (pid == os.getpid() or not psutil.pid_exists(pid)):  # on Windows os.kill(pid, 0) sends Ctrl-C
             logger.info("removing %s, which a killed process left behind", part)
             part.unlink(missing_ok=True)
-
-
-def _alive_elsewhere(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def writable(directory: str | os.PathLike[str], bytes_needed: int) -> None:

@@ -13,6 +13,7 @@ import typer
 
 from vae.errors import InputError, ending
 from vae.run.process import begin_command
+from vae.words import printable
 
 app = typer.Typer(
     name="vae", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -574,13 +575,14 @@ def refuse_early(run: str, checkpoint: str, out: str | None, force: bool, images
 def main() -> None:
     """Runs a command; a refusal or failure ends with its exit code and one line."""
     begin_command()
+    sys.path[:] = [place for place in sys.path if place]  # never the working directory: see vae.run.own_modules
     try:
         if app(sys.argv[1:] or ["--help"], prog_name="vae", standalone_mode=False):
             raise KeyboardInterrupt  # typer's answer to it is a number
     except BaseException as error:
         code, line = ending(in_our_words(error))
         if line:
-            print(line, file=sys.stderr)
+            print(printable(line), file=sys.stderr)
         sys.exit(code)
 
 
@@ -595,4 +597,6 @@ def in_our_words(error: BaseException) -> BaseException:
 
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path:
+        del sys.path[0]  # the working directory, by `python -m`
     main()

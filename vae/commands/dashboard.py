@@ -18,4 +18,5 @@ def dashboard(folder: str, port: int, host: str) -> None:
         raise InputError(f"{folder}: {what}; name a run or a folder of runs, such as outputs")
     flags = [f"--logdir={folder}", f"--port={port}", f"--host={host}", IMAGES]
     print(f"tensorboard {' '.join(flags)}", flush=True)
-    os.execv(sys.executable, [sys.executable, "-m", "tensorboard.main", *flags])
+    # -P: no module of the working directory, where a tensorboard.py of somebody else's may lie
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "tensorboard.main", *flags])

@@ -4,7 +4,7 @@ import yaml
 
 from vae.errors import InputError
 from vae.run import settings
-from vae.run.find import find_run
+from vae.run.find import find_directory
 from vae.run.keys import known_keys, nearest
 from vae.run.process import log_to
 
@@ -12,7 +12,7 @@ from vae.run.process import log_to
 def evaluate(path: str, pairs: list[str], which: str, trust: tuple[str, ...]) -> None:
     """Rewrites the run's metrics and figures; what training measured of itself is kept."""
     changed = evaluation_settings(pairs)
-    found = find_run(path)
+    found = find_directory(path)
     log_to(None)
     from vae.run import results
     from vae.run.load import load_run

@@ -14,10 +14,9 @@ from torch import Tensor
 from vae.errors import InputError, RunFailed
 from vae.run import settings
 from vae.run.directory import Run, describe_differences, differences, read_settings
-from vae.run.find import find_run, require_checkpoint
+from vae.run.find import find_directory, require_checkpoint
 from vae.run.keys import Settings
-from vae.run.load import TrainedRun, load_run
-from vae.run.own_parts import refuse_untrusted
+from vae.run.load import TrainedRun, load_run, refuse_untrusted
 from vae.run.process import log_to
 from vae.run.provenance import provenance
 from vae.run.results import evaluate, history_of, training_metrics
@@ -63,9 +62,7 @@ def close(old: float, new: float) -> bool:
 def verify(path: str, trust: list[str] | None) -> None:
     """Prints what is the same and what is not; raises RunFailed, with the likely cause, where numbers differ."""
     log_to(None)
-    found, report = find_run(path), Report()
-    if found.file is not None:
-        raise InputError(f"{path}: is a checkpoint without its run; name the run's directory")
+    found, report = find_directory(path), Report()
     require_checkpoint(found, "best")
     saved = checkpoints.load(found.directory / "checkpoints" / "best.ckpt")
     plain = read_settings(found.directory / "config.yaml")

@@ -117,7 +117,7 @@ def pairwise(table: Table, pairs: Sequence[tuple[str, str]], metric: str) -> Fig
 def curve_of(record: RunRecord, metric: str) -> dict[int, float]:
     """The metric by epoch, as the run's last checkpoint keeps it; nothing where that is gone."""
     path = record.directory / "checkpoints" / "last.ckpt"
-    rows = checkpoints.read_history(path) if path.exists() else []
+    rows = checkpoints.read_history(path)["rows"] if path.exists() else []
     return {int(row["epoch"]): float(row[metric]) for row in rows if metric in row}
 
 

@@ -1,6 +1,5 @@
 """A run directory belongs to one configuration: its identity, its lock, its files."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from vae.errors import InputError
-from vae.files import remove_leftovers, replace, writable
+from vae.files import FORMAT, read_json, read_yaml, remove_leftovers, replace, writable
 from vae.run.keys import Plain, Settings, leaves, show
 from vae.run.process import alone, in_a_child, log_to
 from vae.run.settings import read
@@ -29,9 +28,18 @@ NOT_IDENTITY = (
 GROUPS = ("model", "likelihood", "data", "trainer", "callbacks", "evaluation")
 MAY_GROW = "trainer.max_epochs"
 
-# those in C take a tenth of the time
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+# what a list of runs relies on, in any version's configuration
+ESSENTIAL: dict[str, type] = {
+    "latent_dim": int, "seed": int, "trainer.max_epochs": int, "prior._target_": str, "posterior._target_": str,
+    "likelihood._target_": str, "objective._target_": str, "data._target_": str,
+}  # fmt: skip
+
+
+class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]  # the one in C is ten times as fast
+    def ignore_aliases(self, data: Any) -> bool:
+        """Never an alias: a list that stands in two places is written out, and `read_yaml` takes none."""
+        return True
+
 
 FAILURE = "failure.txt"  # the line that the last sitting failed with, until the run goes on
 FAILED_EVENTS = ".failed"  # at the end of the name of an event file that says so in TensorBoard
@@ -186,9 +194,8 @@ def as_settings(plain: Plain, directory: Path) -> Settings:
     try:
         return read(plain)
     except InputError as error:
-        metrics = read_metrics(directory / "metrics.json") or {}
-        commit = metrics.get("provenance", {}).get("git_commit")
-        advice = f"check out commit {commit[:12]}, which wrote it" if commit else "take the version that wrote it"
+        origin = (read_metrics(directory / "metrics.json") or {}).get("provenance", {})
+        advice = writer_of(origin)
         raise InputError(f"{directory / 'config.yaml'}: does not fit this version ({error}); {advice}") from error
 
 
@@ -223,57 +230,50 @@ def check_device(settings: Settings) -> None:
 
 
 def read_settings(path: Path) -> Plain:
-    """A run's config.yaml, in today's keys; raises InputError for a file that is none."""
+    """A run's config.yaml, not yet checked against this version's keys; raises InputError for any other file."""
     try:
-        loaded = yaml.load(path.read_text(), Loader)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        plain = read_yaml(path)
+    except InputError as error:
+        raise InputError(f"{error}; restore it or choose another run_dir") from error
+    groups = [plain.get(group) for group in GROUPS] if isinstance(plain, dict) else [None]
+    if not all(isinstance(group, dict) for group in groups) or any(
+        type(dict(leaves(plain)).get(key)) is not kind for key, kind in ESSENTIAL.items()
+    ):
         raise InputError(
-            f"{path}: cannot be read ({str(error).splitlines()[0]}); restore it or take another run_dir"
-        ) from error
-    if not isinstance(loaded, dict) or not all(isinstance(loaded.get(group), dict) for group in GROUPS):
-        raise InputError(
-            f"{path}: is not the configuration of a run of this project; restore it or take another run_dir"
+            f"{path}: is not the configuration of a run of this project; restore it or choose another run_dir"
         )
-    return upgrade(loaded)
+    return dict(plain)
 
 
 def read_metrics(path: Path) -> dict[str, Any] | None:
-    """A run's metrics.json, by today's names, or None before it has ended; raises InputError for another file."""
+    """A run's metrics.json, or None before the run has ended; raises InputError for any other file."""
+    if not path.exists():
+        return None
+    advice = "remove it, and the same command writes it again"
     try:
-        found = json.loads(path.read_text()) if path.exists() else None
-        if found is not None and not {"epochs", "best_epoch", "stopped_early"} <= dict(found).keys():
-            raise ValueError("not the metrics of a run")
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); remove it, and the same command writes it anew") from error
-    if found is not None and found.get("provenance", {}).get("format", 1) == 1:
-        found = upgrade_metrics(found)
-    return found
+        metrics = read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; {advice}") from error
+    numbers = dict(metrics) if isinstance(metrics, dict) else {}
+    origin = numbers.pop("provenance", {})
+    complete = {"epochs", "best_epoch", "stopped_early"} <= numbers.keys() and isinstance(origin, dict)
+    if not complete or not all(isinstance(value, (int, float)) for value in numbers.values()):
+        raise InputError(f"{path}: does not hold the metrics of a run of this project; {advice}")
+    if origin.get("format", 1) != FORMAT:
+        version = f"has format {origin.get('format', 1)}, and this version reads format {FORMAT}"
+        raise InputError(f"{path}: {version}; {writer_of(origin)}")
+    return dict(metrics)
+
+
+def writer_of(origin: dict[str, Any]) -> str:
+    """How to read what another version wrote, by its provenance."""
+    commit = origin.get("git_commit")
+    return f"{f'check out commit {commit[:12]}' if isinstance(commit, str) else 'use the version'}, which wrote it"
 
 
 def is_complete(metrics: dict[str, Any] | None, max_epochs: int) -> bool:
     """Whether these are the metrics of a run that has nothing left to train."""
     return metrics is not None and (metrics["epochs"] >= max_epochs or bool(metrics["stopped_early"]))
-
-
-def upgrade_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
-    """metrics.json of commit 6d90c2e: `bound` has other names now, and epochs count from 1."""
-    bound = "/neg_elbo" if "dev/elbo" in metrics else "/unweighted_loss"
-    renamed = {name.replace("/bound", bound): value for name, value in metrics.items()}
-    return renamed | {"best_epoch": metrics["best_epoch"] + 1}
-
-
-def upgrade(plain: Plain) -> Plain:
-    """The configuration of an older run with the keys that came later, at the values that it had without them."""
-    if plain["callbacks"].get("monitor") == "dev/bound":
-        name = "dev/unweighted_loss" if "reconstruct" in plain["likelihood"] else "dev/neg_elbo"
-        plain = plain | {"callbacks": plain["callbacks"] | {"monitor": name}}
-    trainer, callbacks = {"fast_step": True, **plain["trainer"]}, {"extra": {}, **plain["callbacks"]}
-    prior = {"_target_": "vae.priors.Standard", "_partial_": True}
-    posterior = {"_target_": "vae.posteriors.Diagonal", "_partial_": True}
-    later = {"logger": {}, "prior": prior, "posterior": posterior}
-    unset = {"annealing": 0, "annealed": 100, "figures": None, "formats": ["png"], "dpi": None}
-    evaluation, model = unset | plain.get("evaluation", {}), {"conditional": False, **plain["model"]}
-    return {**later, **plain, "trainer": trainer, "callbacks": callbacks, "evaluation": evaluation, "model": model}
 
 
 def write(path: Path, text: str) -> None:

@@ -423,6 +423,14 @@ def leaves(node: Plain, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
+def walk(node: Any, *place: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every key with its value, groups among them, in groups and in lists; the key as its path."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in items:
+        yield (*place, str(name)), value
+        yield from walk(value, *place, str(name))
+
+
 def nearest(name: str, known: Collection[str]) -> str:
     """The known key that a mistyped one most likely meant, matched whole or by its last part."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)

@@ -1,11 +1,16 @@
-"""The way back to a trained model."""
+"""The way back to a trained model. Opening a run executes nothing of its author's.
+
+A command line is its author's own; a run's files may be a stranger's, and to build a part is to execute it.
+"""
 
 import os
+import re
+from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
+import torch
 from pandas import DataFrame
 from torch import Tensor
 
@@ -13,6 +18,7 @@ from vae.data.batches import Images
 from vae.data.module import ImageDataModule
 from vae.errors import InputError
 from vae.evaluation.estimates import bounds
+from vae.files import read_yaml
 from vae.model import VAE
 from vae.run.build import build_data, build_lit, build_vae
 from vae.run.directory import (
@@ -22,14 +28,21 @@ from vae.run.directory import (
     describe_differences,
     differences,
     read_settings,
-    upgrade,
 )
 from vae.run.find import find_run, require_checkpoint
-from vae.run.keys import Plain, Settings
-from vae.run.own_parts import refuse_untrusted
+from vae.run.keys import Plain, targets, walk
+from vae.run.own_modules import find_own_modules
+from vae.run.own_parts import GROUPS_OF_PARTS, import_target
 from vae.run.settings import verify
 from vae.training import checkpoints
 from vae.training.lit import LitVAE
+from vae.words import printable
+
+PART_PLACES = {tuple(group.split(".")) for group in GROUPS_OF_PARTS}  # where a part of the project may stand
+# torch's own, which take numbers
+TORCH = re.compile(r"torch\.optim(\.lr_scheduler)?\.[A-Z]\w+")
+# a loaded run builds none of them
+LOGGERS = re.compile(r"(lightning\.pytorch\.loggers|vae\.training\.history)\.[A-Z]\w+")
 
 
 class TrainedRun(Run):
@@ -58,7 +71,10 @@ class TrainedRun(Run):
         record = self.directory / ".hydra" / "hydra.yaml"
         if place is None or Path(place).is_absolute() or Path(place).exists() or not record.exists():
             return place
-        started = Path(yaml.safe_load(record.read_text())["runtime"]["cwd"], place)
+        plain = read_yaml(record)
+        runtime = plain.get("runtime") if isinstance(plain, dict) else None
+        folder = runtime.get("cwd") if isinstance(runtime, dict) else None
+        started = Path(folder, place) if isinstance(folder, str) else Path(place)
         return str(started) if started.exists() else place
 
     @property
@@ -70,7 +86,7 @@ class TrainedRun(Run):
     def history_rows(self) -> list[dict[str, float]]:
         """The same as a list, of the last checkpoint where it is there."""
         last = self.checkpoint("last")
-        return checkpoints.read_history(last if last.exists() else self.checkpoint(self.which))
+        return list(checkpoints.read_history(last if last.exists() else self.checkpoint(self.which))["rows"])
 
     def log_prob(self, x: Tensor, samples: int = 500, seed: int = 0, y: Tensor | None = None) -> Tensor:
         """log p(x) (N,) of images (N, C, H, W), uint8 or floats in [0, 1], in nats: the importance-weighted bound.
@@ -97,27 +113,100 @@ def load_run(
     Parts from outside this project are built, and so executed, only where `trust` names their package. Raises
     InputError, one line, for what is no run and a checkpoint that is missing, damaged or foreign.
     """
-    found = find_run(directory)
-    which = found.which or which
-    path = found.file or found.directory / "checkpoints" / f"{which}.ckpt"
-    alone = upgrade(checkpoints.load(path)["vae"]["settings"]) if found.file else None
-    plain = alone or read_settings(found.directory / "config.yaml")
-    refuse_untrusted(plain, trust)
-    run = TrainedRun(found.directory, verified(plain, found.directory))
-    run.which, run.data_root = which, None if data_root is None else os.fspath(data_root)
-    require_checkpoint(found, which)
+    run, path = open_settings(directory, which, trust)
+    run.data_root = None if data_root is None else os.fspath(data_root)
     checkpoint = checkpoints.load(path)
-    shape = checkpoint["vae"].get("image_shape") or run.data.image_shape  # runs before 0.2 kept no shape
-    classes = len(checkpoint["vae"].get("data", {}).get("class_names", []))
-    run.lit = build_lit(run.settings, build_vae(run.settings, tuple(shape), classes)).eval()
+    facts = checkpoint["vae"]
+    refuse_untrusted(facts["settings"], trust)
+    classes = len((facts.get("data") or {}).get("class_names", []))
+
+    def build() -> LitVAE:
+        return build_lit(run.settings, build_vae(run.settings, tuple(facts["image_shape"]), classes))
+
+    require_fit(build, path, checkpoint)
+    run.lit = build().eval()
     load_weights(run.lit, path, checkpoint)
     return run
 
 
-def verified(plain: Plain, directory: Path) -> Settings:
-    """A run's settings, checked as those of a command line are; raises InputError for those of another version."""
-    as_settings(plain, directory)
-    return verify(plain)
+def open_settings(
+    directory: str | os.PathLike[str], which: str = "best", trust: Collection[str] = ()
+) -> tuple[TrainedRun, Path]:
+    """A run whose settings are checked and trusted, and the file of its checkpoint; its model is not built yet."""
+    found = find_run(directory)
+    which = found.which or which
+    path = found.file or found.directory / "checkpoints" / f"{which}.ckpt"
+    plain = checkpoints.load(path)["vae"]["settings"] if found.file else read_settings(found.directory / "config.yaml")
+    if not plain:
+        raise InputError(f"{path}: was trained without a configuration; load its weights into the model that it is of")
+    refuse_untrusted(plain, trust)
+    as_settings(plain, found.directory)  # the keys of another version are refused with that version
+    run = TrainedRun(found.directory, verify(plain | {"logger": {}}))  # which only training builds
+    run.which = which
+    require_checkpoint(found, which)
+    return run, path
+
+
+def refuse_untrusted(plain: Plain, trust: Collection[str] = ()) -> None:
+    """Raises InputError for what loading would execute or look up, unless the project or the caller vouches for it.
+
+    `trust` holds names of packages, modules or classes. A part of these is taken only where a part may stand, and only
+    where it is at home in its package: what that imports from elsewhere is no part.
+    """
+    trust = (trust,) if isinstance(trust, str) else trust
+    for place, value in walk(plain):
+        entry = printable(f"{'.'.join(place)}={value}")[:200]
+        if "${" in place[-1] or (isinstance(value, str) and "${" in value):  # OmegaConf would call a resolver
+            raise InputError(
+                f"{entry}: a run's config.yaml holds plain values, and this would be looked up; nothing "
+                "of it was executed; restore the file"
+            )
+        if place[-1] == "_target_" and not is_trusted(place[:-1], value, trust):
+            package = printable(str(value)).partition(".")[0]
+            advice = f'if you trust it, say so: load_run(..., trust=("{package}",)) or --trust {package}'
+            nested = not is_place(place[:-1])
+            raise InputError(
+                f"{entry}: the run's config.yaml names a part "
+                f"{'where none belongs' if nested else 'from outside the project'}, and nothing of it was executed; "
+                + ("restore the file" if nested else advice)
+            )
+
+
+def is_place(place: tuple[str, ...]) -> bool:
+    """Whether a part may stand under this key."""
+    return place in PART_PLACES or place[:-1] in (("callbacks", "extra"), ("logger",))
+
+
+def is_trusted(place: tuple[str, ...], target: Any, trust: Collection[str]) -> bool:
+    if not is_place(place) or not isinstance(target, (str, type(None))):
+        return False
+    name = str(target)
+    if place in PART_PLACES and target in targets():
+        return True
+    if (place[0] in ("optimizer", "scheduler") and TORCH.fullmatch(name)) or (
+        place[0] == "logger" and LOGGERS.fullmatch(name)
+    ):
+        return True
+    if not any(name == one or name.startswith(f"{one}.") for one in trust):
+        return False
+    find_own_modules([name])
+    home = getattr(import_target(".".join(place), name), "__module__", "")
+    return bool(home.partition(".")[0] == name.partition(".")[0])
+
+
+def require_fit(build: Callable[[], LitVAE], path: Path, checkpoint: dict[str, Any]) -> None:
+    """Raises InputError where the checkpoint is of another model, before that takes any memory.
+
+    An own part that cannot be built on torch's meta device is not looked at.
+    """
+    try:
+        with torch.device("meta"):
+            lit = build()
+    except InputError:
+        raise
+    except Exception:  # an own part may do anything that needs values
+        return
+    checkpoints.check_architecture(checkpoint["state_dict"], lit)
 
 
 def load_weights(lit: LitVAE, path: Path, checkpoint: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -141,7 +230,7 @@ def check_data(path: Path, saved: Plain, data: ImageDataModule) -> None:
 def check_origin(path: Path, saved: Plain, now: Plain) -> None:
     """Raises InputError for a checkpoint of the same shapes that another configuration trained."""
     own = (MAY_GROW, "evaluation.", "callbacks.", "logger.")  # what may have grown or changed since it was written
-    differ = {key: pair for key, pair in differences(upgrade(saved), now).items() if not key.startswith(own)}
+    differ = {key: pair for key, pair in differences(saved, now).items() if not key.startswith(own)}
     if differ:
         other = "best" if path.name == "last.ckpt" else "last"
         raise InputError(

@@ -6,21 +6,15 @@ Imports torch only where an own part has to be imported.
 import difflib
 import importlib
 import inspect
-import re
-from collections.abc import Collection, Iterator
 from typing import Any, get_type_hints
 
 from vae.errors import InputError
-from vae.run.keys import Plain, describe, fits, nearest, show, targets
-from vae.run.process import find_own_module
+from vae.run.keys import Plain, describe, fits, nearest, show
 
-# Names of torch's own optimizers and schedulers: data, not code, may name them.
-TORCH = re.compile(r"torch\.optim(\.lr_scheduler)?\.[A-Z]\w+")
 GROUPS_OF_PARTS = (
     "model.encoder", "model.decoder", "prior", "posterior", "likelihood", "objective", "objective.beta", "data",
     "optimizer", "scheduler",
 )  # fmt: skip
-NOT_LOADED = ("callbacks", "logger")  # parts that only training builds
 # What the builder hands in, beside the configuration's keys.
 HANDED_IN = {
     "model.encoder": {"image_shape", "out_features"},
@@ -32,39 +26,6 @@ HANDED_IN = {
     "scheduler": {"optimizer", "steps_per_epoch"},
     "logger": {"save_dir", "purge_step", "id"},
 }
-
-
-def refuse_untrusted(plain: Plain, trust: Collection[str] = ()) -> None:
-    """Raises InputError for a part that a file names and that neither the project nor the caller vouches for.
-
-    A command line is its author's; a run's config.yaml may be a stranger's, and to build a part is to execute it.
-    `trust` names packages.
-    """
-    trust = (trust,) if isinstance(trust, str) else trust
-    for name, value in _walk(plain):
-        if "${" in name or (isinstance(value, str) and "${" in value):  # OmegaConf would call a resolver
-            raise InputError(
-                f"{name}={value}: a run's config.yaml holds plain values, and this would be looked up; nothing "
-                "of it was executed; restore the file"
-            )
-    for name, value in _walk({group: node for group, node in plain.items() if group not in NOT_LOADED}):
-        torchs = name.startswith(("optimizer.", "scheduler.")) and TORCH.fullmatch(str(value))
-        if name.rpartition(".")[2] != "_target_" or value in targets() or torchs:
-            continue
-        package = str(value).partition(".")[0]
-        if package not in trust:
-            raise InputError(
-                f"{name}={value}: the run's config.yaml names a part from outside the project, and nothing of it was "
-                f'executed; if you trust it, say so: load_run(..., trust=("{package}",)) or --trust {package}'
-            )
-
-
-def _walk(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key with its value, in groups and in lists."""
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for name, value in items:
-        yield f"{place}{name}", value
-        yield from _walk(value, f"{place}{name}.")
 
 
 def check_own_part(group: str, node: Plain) -> None:
@@ -96,7 +57,6 @@ def import_target(group: str, target: Any) -> Any:
     """The class or function of a dotted name."""
     module, _, name = str(target).rpartition(".")
     try:
-        find_own_module(module.partition(".")[0])
         return getattr(importlib.import_module(module), name)
     except Exception as error:  # an own module may fail in any way while it is imported
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib.util
 import io
 import logging
 import os
@@ -123,16 +122,6 @@ def slurm_job() -> str | None:
         return None
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
-
-
-def find_own_module(package: str) -> None:
-    """Puts the working directory at the end of the path where a part names a package that is found nowhere else.
-
-    It is not there otherwise: libraries look for modules that are not installed, such as dill, and would execute a file
-    of that name.
-    """
-    if importlib.util.find_spec(package) is None and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
 
 
 def in_a_child() -> bool:

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from vae.data.module import ImageDataModule
+from vae.files import FORMAT
 from vae.run.keys import Settings
 from vae.run.process import git_commit
 from vae.training.history import UNKNOWN
-
-FORMAT = 2  # of metrics.json: epochs count from 1, and `neg_elbo` or `unweighted_loss` is what was `bound`
 
 
 def provenance(

@@ -92,13 +92,13 @@ def reevaluate(run: Run, lit: LitVAE, data: ImageDataModule, which: str) -> None
 
 
 def origin_of(run: Run, data: ImageDataModule, lit: LitVAE, checkpoint: dict[str, Any]) -> dict[str, Any]:
-    return provenance(run.settings, data, lit.device, commits_of(checkpoint["callbacks"]["History"]))
+    return provenance(run.settings, data, lit.device, commits_of(checkpoint["callbacks"].get("History", {})))
 
 
 def history_of(run: Run) -> History:
     """The history of the epochs, as last.ckpt keeps it."""
     history = History()
-    history.load_state_dict(checkpoints.load(run.checkpoint("last"))["callbacks"]["History"])
+    history.load_state_dict(checkpoints.read_history(run.checkpoint("last")))
     return history
 
 

@@ -11,7 +11,20 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from vae.errors import InputError
-from vae.run.keys import CONF, MOST_LATENTS, PLACES, Plain, Settings, expand_place, known_keys, nearest, show, targets
+from vae.run.keys import (
+    CONF,
+    MOST_LATENTS,
+    PLACES,
+    Plain,
+    Settings,
+    expand_place,
+    known_keys,
+    nearest,
+    show,
+    targets,
+    walk,
+)
+from vae.run.own_modules import find_own_modules
 from vae.run.own_parts import GROUPS_OF_PARTS, check_own_part, import_target
 from vae.words import ERRORS
 
@@ -48,8 +61,9 @@ def check(cfg: DictConfig) -> Settings:
 
 
 def verify(plain: Plain) -> Settings:
-    """The same settings, typed; raises InputError as `check` does. For a file's, call `refuse_untrusted` first."""
+    """The same settings, typed; raises InputError as `check` does. A file's are for `vae.run.load`."""
     settings = read(plain)
+    find_own_modules(str(value) for place, value in walk(plain) if place[-1] == "_target_")
     for group, node in _own_parts(plain):
         check_own_part(group, node)
     _check_together(settings)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from vae.errors import InputError
+from vae.files import require_plain
 from vae.run.directory import FAILURE, is_complete, read_metrics, read_settings
 from vae.run.keys import Plain, leaves
 
@@ -60,8 +61,14 @@ def find_directories(root: Path) -> Iterator[Path]:
 
     A folder of options, such as conf/, holds a file of that name too, and nothing that a run writes beside it.
     """
-    for folder, below, files in os.walk(root):
+    seen: set[str] = set()  # a link may lead back up
+    for folder, below, files in os.walk(root, followlinks=True):
         below[:] = [name for name in below if not name.startswith(".")]
+        place = os.path.realpath(folder)
+        if place in seen:
+            below.clear()
+            continue
+        seen.add(place)
         if "config.yaml" in files and not (Path(folder, "trainer").is_dir() or Path(folder, "model").is_dir()):
             below.clear()
             yield Path(folder)
@@ -87,8 +94,17 @@ def _standing(directory: Path, complete: bool) -> tuple[Status, str]:
     if is_locked(directory):
         return "running", last_epoch(directory)
     if (directory / FAILURE).exists():
-        return "failed", (directory / FAILURE).read_text().strip()
+        return "failed", read_line(directory / FAILURE)
     return "unfinished", last_epoch(directory)
+
+
+def read_line(path: Path) -> str:
+    """The first line of a file, or why it cannot be read."""
+    try:
+        with open(require_plain(path), errors="replace") as file:
+            return file.readline(1000).strip()
+    except (OSError, InputError) as error:
+        return str(error)
 
 
 def is_locked(directory: Path) -> bool:
@@ -107,10 +123,10 @@ def is_locked(directory: Path) -> bool:
 def last_epoch(directory: Path) -> str:
     """`epoch 3 of 70`, or nothing before the first has ended."""
     try:
-        with open(directory / "train.log", "rb") as log:
+        with open(require_plain(directory / "train.log"), "rb") as log:
             log.seek(max(0, os.fstat(log.fileno()).st_size - 4096))
             found = re.findall(r"epoch \d+ of \d+", log.read().decode(errors="replace"))
-    except OSError:
+    except (OSError, InputError):
         return ""
     return found[-1] if found else ""
 

@@ -21,7 +21,7 @@ from vae.cpu import flush_denormals, keeps_denormals
 from vae.data.module import ImageDataModule
 from vae.errors import InputError
 from vae.evaluation.baselines import baselines
-from vae.files import writable
+from vae.files import read_yaml, writable
 from vae.run.build import instantiate_part
 from vae.run.directory import NOT_IDENTITY, Run
 from vae.run.load import check_data, check_origin
@@ -164,7 +164,7 @@ def given(run: Run) -> dict[str, str]:
     """The keys of the run's command line with their values, as Hydra recorded them, or of the job under way."""
     record = run.directory / ".hydra" / "overrides.yaml"
     under_way = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    overrides = yaml.safe_load(record.read_text()) if record.exists() else under_way
+    overrides = read_yaml(record) if record.exists() else under_way
     return {key.lstrip("+"): value for key, _, value in (one.partition("=") for one in overrides or [])}
 
 

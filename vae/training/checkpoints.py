@@ -9,19 +9,20 @@ import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, NotRequired
 
 import torch
+from annotated_types import Ge, Len
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from pydantic import InstanceOf, StrictInt, TypeAdapter, ValidationError
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from vae.errors import InputError, RunFailed
-from vae.files import replace
+from vae.files import FORMAT, replace, require_plain, require_values
 from vae.training.lightning_insides import close_announced_epoch, end_restart, relocated, restore_loader_states
-
-FORMAT = 2  # what a run writes as checkpoint["vae"]["format"]; raised when old checkpoints can no longer be read
 
 HANDED_OVER = ".temp.ckpt"  # bare weights that Lightning's ddp_fork and ddp_spawn pass to the process that waits
 
@@ -59,52 +60,90 @@ class DurableCheckpointIO(TorchCheckpointIO):
         return read(path, location) if Path(path).name == HANDED_OVER else load(path, location)
 
 
+Count = Annotated[StrictInt, Ge(0)]
+
+
+class DataFacts(TypedDict):
+    """Of the images, where the data module tells."""
+
+    md5: NotRequired[str]
+    class_names: NotRequired[list[str]]
+
+
+class Facts(TypedDict):
+    """What every checkpoint says under `vae`; other keys may stand beside these."""
+
+    settings: dict[str, Any]
+    image_shape: Annotated[list[Annotated[StrictInt, Ge(1)]], Len(3, 3)]
+    data: NotRequired[DataFacts]
+    first_losses: NotRequired[list[InstanceOf[Tensor]]]
+
+
+class Epochs(TypedDict):
+    """What the callback History keeps."""
+
+    rows: list[dict[str, float]]
+    kl: list[float]
+    seconds: float
+    images: StrictInt
+    commits: NotRequired[list[str]]
+
+
+class Callbacks(TypedDict):
+    """Of the states of callbacks, the one that is read outside training."""
+
+    History: NotRequired[Epochs]
+
+
+class Contents(TypedDict):
+    """What every checkpoint holds; Lightning's parts stand beside these."""
+
+    state_dict: dict[str, InstanceOf[Tensor]]
+    epoch: Count
+    global_step: Count
+    callbacks: Callbacks
+    vae: Facts
+
+
 def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
     """A checkpoint that this project wrote, whole and without code; raises InputError with one line if it is not."""
-    checkpoint = read(path, map_location)
-    known = isinstance(checkpoint, dict) and {"state_dict", "pytorch-lightning_version", "vae"} <= checkpoint.keys()
-    if not known or not isinstance(checkpoint["vae"], dict):
+    checkpoint: dict[str, Any] = read(path, map_location)
+    facts = checkpoint.get("vae") if isinstance(checkpoint, dict) else None
+    if not isinstance(facts, dict) or "pytorch-lightning_version" not in checkpoint:
         raise _refusal(path, "is no checkpoint of this project")
-    if checkpoint["vae"].get("format") == 1:
-        upgrade(checkpoint)
-    if checkpoint["vae"].get("format") != FORMAT:
-        found = checkpoint["vae"].get("format")
-        raise _refusal(path, f"has format {found!r}, this version reads format {FORMAT}")
+    if facts.get("format") != FORMAT:
+        version = f"has format {facts.get('format')!r}, this version reads format {FORMAT}"
+        raise _refusal(path, f"{version}; the version that wrote it can read it")
+    try:
+        TypeAdapter(Contents).validate_python(checkpoint)
+        require_values(facts["settings"])
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise _refusal(path, f"is damaged: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+    except ValueError as error:
+        raise _refusal(path, f"is damaged: vae.settings: {error}") from None
     return checkpoint
 
 
-def read_history(path: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """The metrics of each epoch until then, as a checkpoint keeps them."""
-    return list(load(path)["callbacks"]["History"]["rows"])
-
-
-def upgrade(checkpoint: dict[str, Any]) -> None:
-    """What commit 6d90c2e wrote, in today's words: `bound` has other names, and epochs count from 1."""
-    head = checkpoint["vae"]["settings"]["likelihood"]
-    bound = "unweighted_loss" if "reconstruct" in head else "neg_elbo"  # a key of the squared error alone
-    callbacks = checkpoint.get("callbacks", {})
-    for name in list(callbacks):
-        callbacks[name.replace("dev/bound", f"dev/{bound}")] = callbacks.pop(name)
-    if "History" in callbacks:
-        rows = [
-            {name.replace("/bound", f"/{bound}"): value for name, value in row.items()}
-            for row in callbacks["History"]["rows"]
-        ]
-        callbacks["History"]["rows"] = [row | {"epoch": row["epoch"] + 1} for row in rows]
-    checkpoint["vae"]["format"] = FORMAT
+def read_history(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The history of the epochs until then, as History.load_state_dict takes it; raises InputError without one."""
+    callbacks: dict[str, Any] = load(path)["callbacks"]
+    if "History" not in callbacks:
+        raise _refusal(path, "holds no history of its epochs")
+    return dict(callbacks["History"])
 
 
 def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
     """The content of a file that torch.save wrote, every byte that matters checked first; raises InputError."""
+    if not os.path.exists(path):
+        raise _refusal(path, "does not exist")
     try:
-        with open(path, "rb") as file:  # opened once: what was checked is what is loaded
+        with open(require_plain(path), "rb") as file:  # opened once: what was checked is what is loaded
             _verify(path, file)
             file.seek(0)
             return torch.load(file, map_location=map_location, weights_only=True, mmap=False)
     except InputError:
         raise
-    except FileNotFoundError:
-        raise _refusal(path, "does not exist") from None
     except pickle.UnpicklingError as error:
         # The checksums were right, so this is no damage. Torch's advice to switch the check off stays with torch.
         name = re.search(r"GLOBAL (\S+)", str(error))

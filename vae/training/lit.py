@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from vae.files import FORMAT
 from vae.model import VAE
 from vae.noise import RepeatedNoise, StepSeeds, derive, fixed_noise, seed_generators, shared_noise
 from vae.objectives import Objective, terms_of
-from vae.training.checkpoints import FORMAT
 from vae.training.finiteness import NonFiniteWatch
 from vae.training.lightning_insides import BaseModule
 from vae.training.meters import Meter
