@@ -12,22 +12,6 @@ ERRORS = {
 }
 
 
-def printable(text: str) -> str:
-    """The text with terminal codes, and whatever else does not print, as escapes: a run may be called anything."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
-def defused(cell: Any) -> Any:
-    """A cell of a CSV file that no spreadsheet takes for a formula: such a text gets an apostrophe in front."""
-    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return cell
-    try:
-        float(cell)
-    except ValueError:
-        return f"'{cell}"
-    return cell
-
-
 def error_of(target: str) -> str:
     return ERRORS.get(target, "reconstruction")
 

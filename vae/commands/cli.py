@@ -582,7 +582,7 @@ def main() -> None:
     except BaseException as error:
         code, line = ending(in_our_words(error))
         if line:
-            print(printable(line), file=sys.stderr)
+            print(*map(printable, line.splitlines()), sep="\n", file=sys.stderr)
         sys.exit(code)
 
 
