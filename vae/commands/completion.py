@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from vae.evaluation.catalogue import FIGURES
 from vae.run.find import HOME, LATEST
 from vae.run.sweep import find_directories, list_runs
 
@@ -22,4 +21,6 @@ def metrics(incomplete: str) -> list[str]:
 
 
 def figures(incomplete: str) -> list[str]:
+    from vae.evaluation.gallery import FIGURES  # with torch: two seconds that the other names need not wait for
+
     return [name for name in FIGURES if name.startswith(incomplete)]

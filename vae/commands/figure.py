@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from vae.commands.opening import default_out, open_run
 from vae.commands.output import PICTURES, check_out, write
 from vae.errors import InputError
-from vae.evaluation.catalogue import FIGURES
+from vae.evaluation.estimates import sample_metrics
+from vae.evaluation.gallery import FIGURES, NO_CLASSIFIER, Subject, draw_figure
 from vae.run.keys import nearest
-
-CLASSIFIED = ("neighbours", "class_histogram")  # of samples that the classifier has seen
+from vae.run.results import history_of
+from vae.run.settings import caption
 
 
 def list_() -> None:
@@ -23,16 +25,10 @@ def draw(path: str, name: str, out: str | None, **how: Any) -> None:
         near = nearest(name, FIGURES)
         hint = near if near.startswith("did") else f"it is one of {', '.join(FIGURES)}"
         raise InputError(f"{name}: there is no such figure; {hint}")
-    from vae.commands.opening import default_out, open_run
-    from vae.evaluation.estimates import sample_metrics
-    from vae.evaluation.gallery import Subject, draw_figure
-    from vae.run.results import history_of
-    from vae.run.settings import caption
-
     run = open_run(path, **how)
     history, s = history_of(run), run.settings
     subject = Subject(run.vae, run.data, history.curve, caption(s.plain), s.seed, run.which)
-    if name in CLASSIFIED and run.data.classes > 1:
+    if NO_CLASSIFIER in FIGURES[name].reasons and run.data.classes > 1:
         count = s.evaluation.generated or 1000
         subject.generated = sample_metrics(run.vae, run.data, Path(s.evaluation.cache_dir), count, s.seed)[1]
     figure = draw_figure(name, subject)

@@ -61,7 +61,7 @@ def encode(path: str, images: list[str] | None, out: str | None, **how: Any) -> 
     labels = {} if given.labels is None else {"label": given.labels.numpy()}
     text = f"{describe(run)}; {given.said}; posterior means of {len(given.images)} images"
     classes = labels.get("label", np.zeros(len(given.images), int))
-    names = None if labels else ["images"]
+    names = run.data.class_names if labels else ["images"]
     write(
         place or default_out(run, "encode.png"),
         lambda: figures.latents(found["mean"], classes, text, names),

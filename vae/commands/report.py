@@ -9,7 +9,6 @@ from vae.commands.explore import explorer_of
 from vae.commands.meanings import meaning
 from vae.commands.page import check_output, write_page
 from vae.errors import InputError
-from vae.evaluation.catalogue import FIGURES
 from vae.run.compose import compose
 from vae.run.find import find_run, is_run
 from vae.run.keys import Plain, known_keys, leaves, show
@@ -212,6 +211,8 @@ def figures_of(directory: Path) -> list[dict[str, str]]:
 
     Pictures that a verb left beside them are left out: they may show a person's own images.
     """
+    from vae.evaluation.gallery import FIGURES
+
     paths = [path for path in (directory / "figures").glob("*.png") if path.stem in FIGURES]
     return [picture(path) for path in sorted(paths, key=figure_order)]
 

@@ -1,15 +1,13 @@
 """A model's layers with their shapes and numbers of parameters, as they are built, and their picture."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
 from torch import Tensor, nn
 
-from vae.evaluation.figures.page import BLUE, INK, MUTED, chart, settled
+from vae.evaluation.figures.page import DEV, chart, drawn
 from vae.model import VAE
 
 Shape = tuple[int, ...]
@@ -64,31 +62,20 @@ def by(shape: Shape) -> str:
     return " x ".join(map(str, shape))
 
 
+@drawn
 def architecture_figure(vae: VAE, caption: str) -> Figure:
-    """The halves side by side, a box a layer, from the live model."""
+    """The halves side by side, a box per layer, from the live model."""
     halves = architecture(vae)
     rows = max(len(layers) for _, _, layers in halves.values()) + 2
-    figure, axes = chart(1000, 90 + 62 * rows, f"{caption}; {vae.parameter_count:,} parameters", columns=2)
+    figure, axes = chart(1000, 90 + 72 * rows, f"{caption}; {vae.parameter_count:,} parameters", columns=2)
     for axis, (title, (start, end, layers)) in zip(axes, halves.items(), strict=True):
-        count = sum(layer.parameters for layer in layers)
-        axis.set_title(f"{title}: {count:,} parameters", loc="left", fontsize=11, fontweight="bold", color=INK)
-        axis.set(xlim=(0, 1), ylim=(rows, 0))
+        axis.set_title(f"{title}: {sum(layer.parameters for layer in layers):,} parameters")
+        axis.set(xlim=(0, 1), ylim=(rows - 0.5, -0.5))
         axis.set_axis_off()
-        _box(axis, 0, start, "", "white")
-        for row, layer in enumerate(layers, start=1):
-            right = f"{by(layer.shape)}\n{layer.parameters:,} parameters"
-            _box(axis, row, ", ".join(layer.names), right, "#e8f0fa")
-        _box(axis, len(layers) + 1, end, "", "white")
-    return settled(figure)
-
-
-def _box(axis: Axes, row: int, left: str, right: str, colour: str) -> None:
-    shape = FancyBboxPatch(
-        (0.02, row + 0.12), 0.96, 0.66, boxstyle="round,pad=0,rounding_size=0.03", mutation_aspect=2, facecolor=colour,
-        edgecolor=BLUE, linewidth=1,
-    )  # fmt: skip
-    axis.add_patch(shape)
-    for x, text, side, ink in ((0.05, left, "left", INK), (0.95, right, "right", MUTED)):
-        axis.text(x, row + 0.45, text, ha=side, va="center", fontsize=9.5, color=ink, parse_math=False)
-    if row:
-        axis.annotate("", (0.5, row + 0.12), (0.5, row - 0.22), arrowprops={"arrowstyle": "-|>", "color": BLUE})
+        words = [f"{', '.join(each.names)}\n{by(each.shape)}, {each.parameters:,} parameters" for each in layers]
+        for row, text in enumerate([start, *words, end]):
+            box = {"boxstyle": "round,pad=0.5", "facecolor": "#e8f0fa" if text in words else "white", "edgecolor": DEV}
+            arrow = {"arrowstyle": "<|-", "color": DEV, "shrinkA": 0, "shrinkB": 0}
+            place: dict[str, Any] = {"ha": "center", "va": "center", "bbox": box, "arrowprops": arrow if row else None}
+            axis.annotate(text, (0.5, row - 0.66), (0.5, row), **place)
+    return figure

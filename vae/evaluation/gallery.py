@@ -1,8 +1,9 @@
-"""Draws a figure of a model by its name in `catalogue.FIGURES`; the drawing itself is in figures/."""
+"""The figures of a model. Each is one function: its name, in its docstring what it shows, and which models lack it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -14,8 +15,8 @@ from vae.errors import InputError
 from vae.evaluation import estimates, exact, figures, metrics
 from vae.evaluation.architecture import architecture_figure
 from vae.evaluation.baselines import baselines
-from vae.evaluation.catalogue import FIGURES
 from vae.evaluation.estimates import Generated, Posteriors, posteriors
+from vae.evaluation.figures.page import signed
 from vae.evaluation.panels import (
     decoded,
     device_of,
@@ -30,8 +31,6 @@ from vae.evaluation.panels import (
 from vae.model import VAE
 from vae.words import error_of
 
-Curve = Callable[[str], list[tuple[int, float]]]  # name of a metric -> (epoch, value)
-
 POINTS = 5000  # images in a scatter plot
 
 
@@ -41,7 +40,7 @@ class Subject:
 
     vae: VAE
     data: ImageDataModule
-    curve: Curve
+    curve: Callable[[str], list[tuple[int, float]]]  # name of a metric -> (epoch, value)
     what: str
     seed: int
     which: str = "best"  # checkpoint
@@ -71,46 +70,37 @@ class Subject:
         return use.argsort(descending=True)
 
 
-OF_ONE_SPACE = (  # figures of latents without labels
-    "error_map", "interpolations", "traversals", "manifold", "aggregate_posterior", "true_posterior",
-)  # fmt: skip
+class Reason(NamedTuple):
+    """Why models lack a figure: which ones, and in words, where {} is the number of latents."""
+
+    applies: Callable[[Subject], bool]
+    words: str
+
+
+class Kind(NamedTuple):
+    draw: Callable[[Subject], Figure]
+    shows: str  # opens the alternative text
+    reasons: tuple[Reason, ...]
+    at_the_end: bool  # drawn when a run ends; else only where it is asked for by name, since it takes longer
+
+
+FIGURES: dict[str, Kind] = {}
+
+
+def figure(*reasons: Reason, at_the_end: bool = True) -> Callable[[Callable[[Subject], Figure]], None]:
+    """Enters a function as the figure of its name; its docstring says what it shows."""
+
+    def enter(draw: Callable[[Subject], Figure]) -> None:
+        shows = str(draw.__doc__).partition(".")[0]
+        FIGURES[draw.__name__] = Kind(draw, shows, reasons, at_the_end)
+
+    return enter
 
 
 def lacks(name: str, s: Subject) -> str:
     """Why a model has no such figure, or nothing."""
-    likelihood, latents = s.vae.likelihood, s.vae.latent_dim
-    reasons = {
-        "samples_drawn": "" if _visible_noise(s) else "x drawn from p(x|z) looks like its mean",
-        "traversals": "two latents have a manifold instead" if latents == 2 else "",
-        "manifold": "" if latents == 2 else f"it takes two latents, and this model has {latents}",
-        "kl_per_latent": "this prior or posterior ties the latents together" if s.dev.kl_per_latent is None else "",
-        "latents": "" if s.data.classes else "the images have no labels",
-        "tsne": "" if s.data.classes else "the images have no labels",
-        "rate_distortion": "" if likelihood.normalised else "the likelihood is not normalised: there are no nats",
-        "sigma_history": "" if s.curve("dev/sigma") else "the decoder has no standard deviation",
-        "sigma_image": "" if likelihood.has_sigma and likelihood.params_per_pixel > 1 else "no sigma of each pixel",
-        "residuals": "" if likelihood.has_sigma and likelihood.normalised else "no density with a sigma",
-        "neighbours": "" if s.generated else "no samples: evaluation.features=false",
-        "class_histogram": "" if s.generated else "no samples: evaluation.features=false",
-        "true_posterior": _no_quadrature(s),
-    }
-    if s.vae.classes and name in OF_ONE_SPACE:
-        return "the model is conditional: a point of the latent space is another image for each class; take samples"
-    return reasons.get(name, "")
-
-
-def _no_quadrature(s: Subject) -> str:
-    if s.vae.latent_dim not in exact.POINTS:
-        return f"quadrature takes one or two latents, and this model has {s.vae.latent_dim}"
-    return "" if s.vae.likelihood.normalised else "the likelihood is not normalised: there is no posterior"
-
-
-@torch.no_grad()
-def _visible_noise(s: Subject) -> bool:
-    if s.vae.likelihood.support == "binary" or not s.vae.likelihood.has_sigma:
-        return s.vae.likelihood.normalised
-    z = prior_draws(s.vae, s.seed, 10).to(device_of(s.vae))
-    return s.vae.decode(z.unsqueeze(0), y=0).stddev.mean().item() > 1 / 255
+    reasons = (reason.words for reason in FIGURES[name].reasons if reason.applies(s))
+    return next(reasons, "").format(s.vae.latent_dim)
 
 
 def names_of(s: Subject) -> list[str]:
@@ -123,43 +113,97 @@ def draw_figure(name: str, s: Subject) -> Figure:
     """The figure of that name, with its alternative text; raises InputError where the model has none."""
     if reason := lacks(name, s):
         raise InputError(f"figure={name}: {reason}; this model has {', '.join(names_of(s))}")
-    figure = DRAWN[name](s)
-    figures.describe(figure, FIGURES[name].shows)
-    return figure
+    drawn = FIGURES[name].draw(s)
+    figures.describe(drawn, FIGURES[name].shows)
+    return drawn
 
 
-def _losses(s: Subject) -> Figure:
+# --- why a model lacks a figure ---------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def noise_is_invisible(s: Subject) -> bool:
+    likelihood = s.vae.likelihood
+    if likelihood.support == "binary" or not likelihood.has_sigma:
+        return not likelihood.normalised
+    z = prior_draws(s.vae, s.seed, 10).to(device_of(s.vae))
+    return s.vae.decode(z.unsqueeze(0), 0).stddev.mean().item() <= 1 / 255
+
+
+CONDITIONAL = Reason(
+    lambda s: s.vae.classes > 0,
+    "the model is conditional: a point of the latent space is another image for each class; take samples",
+)
+INVISIBLE = Reason(noise_is_invisible, "x drawn from p(x|z) looks like its mean")
+NO_CLASSIFIER = Reason(lambda s: s.generated is None, "no samples: evaluation.features=false")
+NO_LABELS = Reason(lambda s: not s.data.classes, "the images have no labels")
+NO_NATS = Reason(lambda s: not s.vae.likelihood.normalised, "the likelihood is not normalised: there are no nats")
+NO_PLANE = Reason(lambda s: s.vae.latent_dim != 2, "it takes two latents, and this model has {}")
+NO_QUADRATURE = Reason(
+    lambda s: s.vae.latent_dim not in exact.POINTS, "quadrature takes one or two latents, and this model has {}"
+)
+NO_SIGMA = Reason(lambda s: not s.vae.likelihood.has_sigma, "the decoder has no standard deviation")
+ONE_SIGMA = Reason(lambda s: s.vae.likelihood.params_per_pixel == 1, "one sigma serves all pixels")
+PLANE = Reason(lambda s: s.vae.latent_dim == 2, "two latents have a manifold instead")
+TIED = Reason(lambda s: s.dev.kl_per_latent is None, "this prior or posterior ties the latents together")
+
+
+# --- the figures ------------------------------------------------------------------------------------------------------
+
+
+@figure()
+def losses(s: Subject) -> Figure:
+    """Line charts of the loss, the reconstruction and the KL over the epochs, train and dev."""
     head = type(s.vae.likelihood)
     error = error_of(f"{head.__module__}.{head.__qualname__}")
-    curves = {
-        f"{split}/{name}": s.curve(f"{split}/{name}")
-        for split in ("train", "dev", "train_eval")
-        for name in ("loss", "reconstruction", "kl")
-    }
+    names = [f"{split}/{name}" for split in ("train", "dev", "train_eval") for name in ("loss", "reconstruction", "kl")]
     units = ("nats", "nats") if head.normalised else (f"{error} + nats", error)
     text = f"{s.what}; summed over pixels and latents, a mean over images"
-    return figures.losses(curves, text, baselines(s.vae, s.data), units)
+    return figures.losses({name: s.curve(name) for name in names}, text, baselines(s.vae, s.data), units)
 
 
-def _errors(s: Subject) -> Figure:
+@figure()
+def reconstructions(s: Subject) -> Figure:
+    """Two rows of images, originals over their reconstructions."""
+    return reconstruction_figure(s.vae, s.examples, s.example_labels, f"{s.what}; dev; {s.which} checkpoint")
+
+
+@figure()
+def errors(s: Subject) -> Figure:
+    """Three rows of images: originals, reconstructions, and their signed difference in red and blue."""
     text = f"{s.what}; dev; z: posterior mean; x: mean of p(x|z); the error is a mean over channels"
     return figures.errors(s.examples, s.reconstructed, text)
 
 
-def _error_map(s: Subject) -> Figure:
+@figure(CONDITIONAL)
+def error_map(s: Subject) -> Figure:
+    """Heat map of where on the image the reconstructions err, a mean over dev images."""
     x = as_floats(s.data.dev.images[:1000])
-    x_hat = s.vae.reconstruct(x.to(device_of(s.vae))).cpu()
+    error = (x - s.vae.reconstruct(x.to(device_of(s.vae))).cpu()).square().mean(0)
     text = f"{s.what}; dev; mean over {len(x)} images of the squared error of the reconstruction; z: posterior mean"
-    return figures.error_map((x - x_hat).square().mean(0), text)
+    return figures.heat_map(error, "squared error", text, f"squared error: {error.sum():.4g} per image")
 
 
-def _interpolations(s: Subject) -> Figure:
-    """Straight lines between the posterior means of neighbouring classes."""
-    pairs = [(k, (k + 1) % len(s.examples)) for k in range(0, len(s.examples), 2)]
+@figure()
+def samples(s: Subject) -> Figure:
+    """Ten rows of ten images generated from draws of the prior."""
+    return prior_figure(s.vae, s.seed, s.what, class_names=s.data.class_names)
+
+
+@figure(INVISIBLE)
+def samples_drawn(s: Subject) -> Figure:
+    """The same ten rows of ten images, each pixel drawn from p(x|z) instead of its mean."""
+    return prior_figure(s.vae, s.seed, s.what, "sample", s.data.class_names)
+
+
+@figure(CONDITIONAL)
+def interpolations(s: Subject) -> Figure:
+    """Rows of images that go from one dev image to another through the latent space."""
     means = s.vae.encode(s.examples.to(device_of(s.vae))).mean.cpu()  # (n, D)
     steps = torch.linspace(0, 1, 11).unsqueeze(1)
     rows = []
-    for a, b in pairs:
+    for a in range(0, len(s.examples), 2):
+        b = (a + 1) % len(s.examples)
         between = decoded(s.vae, means[a].lerp(means[b], steps), s.seed)
         rows += [s.examples[a : a + 1], between, s.examples[b : b + 1]]
     text = f"{s.what}; dev; means of p(x|z) on straight lines between the posterior means of two images"
@@ -167,91 +211,114 @@ def _interpolations(s: Subject) -> Figure:
     return figures.grid(torch.cat(rows), 13, text, column_labels=labels)
 
 
-def _kl_per_latent(s: Subject) -> Figure:
+@figure(CONDITIONAL, PLANE)
+def traversals(s: Subject) -> Figure:
+    """Rows of images, in each of which one latent moves through the prior's quantiles."""
+    return traversal_figure(s.vae, s.order, s.what)
+
+
+@figure(CONDITIONAL, NO_PLANE)
+def manifold(s: Subject) -> Figure:
+    """A map of the two latents: the decoded image at each point of the plane."""
+    return manifold_figure(s.vae, s.what)
+
+
+@figure(TIED)
+def kl_per_latent(s: Subject) -> Figure:
+    """Bar chart of each latent's KL in nats, the active ones coloured."""
     text = f"{s.what}; dev; a unit is active where its posterior mean varies by more than 0.01"
     return figures.kl_per_latent(s.dev.kl.mean(0), text, metrics.active_units(s.dev.mu))
 
 
-def _latents(s: Subject) -> Figure:
-    mu = s.dev.mu[:POINTS]
-    return figures.latents(mu, s.data.dev.labels[:POINTS], f"{s.what}; dev; posterior means of {len(mu)} images")
+@figure(NO_LABELS)
+def latents(s: Subject) -> Figure:
+    """Scatter plot of the posterior means of dev images, coloured by class."""
+    mu, text = s.dev.mu[:POINTS], f"{s.what}; dev; posterior means"
+    return figures.latents(mu, s.data.dev.labels[:POINTS], text, s.data.class_names)
 
 
-def _tsne(s: Subject) -> Figure:
-    from sklearn.manifold import TSNE
-
-    mu = s.dev.mu[:2000].numpy()
-    plane = TSNE(perplexity=min(30, (len(mu) - 1) / 3), random_state=0).fit_transform(mu)
-    text = f"{s.what}; dev; posterior means of {len(mu)} images; t-SNE keeps neighbours, no distances"
-    return figures.latents(plane, s.data.dev.labels[: len(mu)], text, axes_names=["t-SNE 1", "t-SNE 2"])
-
-
-def _aggregate_posterior(s: Subject) -> Figure:
-    latents = s.order[:4].tolist()
+@figure(CONDITIONAL)
+def aggregate_posterior(s: Subject) -> Figure:
+    """Histograms and QQ plots of the aggregate posterior beside the prior."""
+    shown = s.order[:4].tolist()
     torch.default_generator.manual_seed(0)
     x = as_floats(s.data.dev.images[:POINTS]).to(device_of(s.vae))
-    drawn = s.vae.encode(x).sample(torch.Size((1,)))[0].cpu()  # (N, D)
+    q = s.vae.encode(x).sample(torch.Size((1,)))[0].cpu()  # (N, D)
     prior = prior_draws(s.vae, s.seed, 50_000).cpu()
     text = (
-        f"{s.what}; dev; one draw of q(z|x) for each of {len(drawn)} images, 50,000 of the prior; "
+        f"{s.what}; dev; one draw of q(z|x) for each of {len(q):,} images, 50,000 of the prior; "
         "the latents of the largest KL first"
     )
-    return figures.aggregate_posterior(drawn[:, latents], prior[:, latents], latent_names(latents), text)
+    return figures.aggregate_posterior(q[:, shown], prior[:, shown], latent_names(shown), text)
 
 
-def _rate_distortion(s: Subject) -> Figure:
+@figure(NO_NATS)
+def rate_distortion(s: Subject) -> Figure:
+    """Training trajectory in the rate-distortion plane, one point per epoch."""
     rate, distortion = s.curve("dev/kl"), s.curve("dev/reconstruction")
-    epochs, text = [e for e, _ in rate], f"{s.what}; dev; one point an epoch"
+    epochs, text = [e for e, _ in rate], f"{s.what}; dev"
     return figures.rate_distortion([v for _, v in rate], [v for _, v in distortion], epochs, text)
 
 
-def _decoded_examples(s: Subject) -> torch.distributions.Distribution:
+def decoded_examples(s: Subject) -> torch.distributions.Distribution:
+    """p(x|z) at the posterior means of the examples: batch (1, n)."""
     q = s.vae.encode(s.examples.to(device_of(s.vae)), s.example_labels)
     return s.vae.decode(q.mean.unsqueeze(0), s.example_labels)
 
 
-def _sigma_history(s: Subject) -> Figure:
-    text = f"{s.what}; dev; the ten images of the reconstructions, z: posterior mean"
+@figure(NO_SIGMA)
+def sigma_history(s: Subject) -> Figure:
+    """Line chart of the decoder's mean standard deviation over the epochs."""
+    text = f"{s.what}; dev; the images of the reconstructions, z: posterior mean"
     return figures.sigma_history(s.curve("dev/sigma"), text)
 
 
-def _sigma_image(s: Subject) -> Figure:
+@figure(NO_SIGMA, ONE_SIGMA)
+def sigma_image(s: Subject) -> Figure:
+    """Heat map of the decoder's standard deviation of each pixel."""
     text = f"{s.what}; dev; the decoder's standard deviation, mean over the images of the reconstructions"
-    return figures.sigma_image(_decoded_examples(s).stddev.mean((0, 1)).cpu(), text)
+    return figures.heat_map(decoded_examples(s).stddev.mean((0, 1)).cpu(), "sigma", text)
 
 
-def _residuals(s: Subject) -> Figure:
-    p = _decoded_examples(s)
+@figure(NO_SIGMA, NO_NATS)
+def residuals(s: Subject) -> Figure:
+    """Histogram of standardised residuals beside the standard normal density."""
+    p = decoded_examples(s)
     residual = ((s.examples.to(p.mean) - p.mean[0]) / p.stddev[0]).cpu()
-    return figures.residuals(residual, f"{s.what}; dev; (x - mean) / sigma, z: posterior mean")
+    return figures.residuals(residual, f"{s.what}; dev; (x \u2212 mean) / sigma, z: posterior mean")
 
 
-def _neighbours(s: Subject) -> Figure:
+@figure(NO_CLASSIFIER)
+def neighbours(s: Subject) -> Figure:
+    """Two rows of images, generated samples over the training images nearest to them."""
     assert s.generated is not None
     shown, train = s.generated.images[:10], s.data.train_fixed.images
     rows, distances = metrics.nearest(shown, train)
-    mode = estimates.sample_mode(s.data)
-    text = f"{s.what}; samples from the prior, x: {mode}; Euclidean distance in pixels"
+    text = f"{s.what}; samples from the prior, x: {estimates.sample_mode(s.data)}; Euclidean distance in pixels"
     return figures.neighbours(shown, as_floats(train[rows]), distances, text)
 
 
-def _class_histogram(s: Subject) -> Figure:
+@figure(NO_CLASSIFIER)
+def class_histogram(s: Subject) -> Figure:
+    """Bar chart of the classes that a classifier sees in generated samples."""
     assert s.generated is not None
-    count, mode = len(s.generated.images), estimates.sample_mode(s.data)
-    text = f"{s.what}; {count} samples from the prior, x: {mode}, as {s.generated.classifier} sees them"
-    return figures.class_histogram(s.generated.counts, text)
+    mode = estimates.sample_mode(s.data)
+    text = f"{s.what}; samples from the prior, x: {mode}, as {s.generated.classifier} sees them"
+    return figures.class_histogram(s.generated.counts, text, s.data.class_names)
 
 
-def _true_posterior(s: Subject) -> Figure:
-    """Six images in pictures, twenty in the numbers of the caption."""
-    x = as_floats(s.data.dev.images[:20]).to(device_of(s.vae))
-    found, gaps = exact.inference_gaps(s.vae, x)
+@figure(CONDITIONAL, NO_QUADRATURE, NO_NATS, at_the_end=False)
+def true_posterior(s: Subject) -> Figure:
+    """The true posterior of single images, by quadrature, beside the encoder's."""
+    x = as_floats(s.data.dev.images[:20]).to(device_of(s.vae))  # six in pictures, twenty in the caption's numbers
+    inferences, gaps = exact.inference_gaps(s.vae, x)
     panels = []
-    for true, q, best in found[:6]:
+    for image, (true, q, best) in zip(x.cpu().numpy(), inferences[:6], strict=False):
         densities = {"truth": true.log_density, "q": true.on_grid(q), "best": true.on_grid(best)}
-        panels.append({"z": true.axes[0].numpy()} | {name: log[0].exp().numpy() for name, log in densities.items()})
+        on_grid = {name: log[0].exp().numpy() for name, log in densities.items()}
+        panels.append({"x": image, "z": true.axes[0].numpy()} | on_grid)
     each = [
-        f"log p(x) = {p:.2f} nats\nlost: {a:.2f} by the family, {m:.2f} by the encoder"
+        f"log p(x) = {signed(p, 2)} nats\nlost: {a:.2f} by the family, {m:.2f} by the encoder"
         for p, a, m in zip(gaps.log_px.tolist(), gaps.approximation.tolist(), gaps.amortisation.tolist(), strict=True)
     ]
     names = latent_names(list(range(s.vae.latent_dim)))
@@ -262,32 +329,23 @@ def gap_words(gaps: exact.Gaps) -> str:
     """The gaps in nats per image, each with its standard error."""
     parts = {"log p(x)": gaps.log_px, "ELBO": gaps.elbo}
     parts |= {"approximation gap": gaps.approximation, "amortisation gap": gaps.amortisation}
-    said = ["{} {:.2f} +- {:.2f}".format(name, *metrics.mean_and_error(v)) for name, v in parts.items()]
-    return f"means over {len(gaps.elbo)} images, nats: {', '.join(said)}; log p(x) by quadrature"
+    means = {name: metrics.mean_and_error(values) for name, values in parts.items()}
+    words = [f"{name} {signed(mean, 2)} \u00b1 {error:.2f}" for name, (mean, error) in means.items()]
+    return f"means over {len(gaps.elbo)} images, nats: {', '.join(words)}; log p(x) by quadrature"
 
 
-DRAWN: dict[str, Callable[[Subject], Figure]] = {
-    "losses": _losses,
-    "reconstructions": lambda s: reconstruction_figure(
-        s.vae, s.examples, s.example_labels, f"{s.what}; dev; {s.which} checkpoint"
-    ),
-    "errors": _errors,
-    "error_map": _error_map,
-    "samples": lambda s: prior_figure(s.vae, s.seed, s.what, class_names=s.data.class_names),
-    "samples_drawn": lambda s: prior_figure(s.vae, s.seed, s.what, "sample", s.data.class_names),
-    "interpolations": _interpolations,
-    "traversals": lambda s: traversal_figure(s.vae, s.order, s.what),
-    "manifold": lambda s: manifold_figure(s.vae, s.what),
-    "kl_per_latent": _kl_per_latent,
-    "latents": _latents,
-    "aggregate_posterior": _aggregate_posterior,
-    "rate_distortion": _rate_distortion,
-    "sigma_history": _sigma_history,
-    "sigma_image": _sigma_image,
-    "residuals": _residuals,
-    "neighbours": _neighbours,
-    "class_histogram": _class_histogram,
-    "true_posterior": _true_posterior,
-    "model": lambda s: architecture_figure(s.vae, s.what),
-    "tsne": _tsne,
-}
+@figure(at_the_end=False)
+def model(s: Subject) -> Figure:
+    """The layers of encoder and decoder as boxes, with their shapes and numbers of parameters."""
+    return architecture_figure(s.vae, s.what)
+
+
+@figure(NO_LABELS, at_the_end=False)
+def tsne(s: Subject) -> Figure:
+    """Scatter plot of the posterior means brought to the plane by t-SNE, coloured by class."""
+    from sklearn.manifold import TSNE  # a second that only this figure pays
+
+    mu = s.dev.mu[:2000].numpy()
+    plane = TSNE(perplexity=min(30, (len(mu) - 1) / 3), random_state=0).fit_transform(mu)
+    text = f"{s.what}; dev; posterior means; t-SNE keeps neighbours, not distances"
+    return figures.latents(plane, s.data.dev.labels[: len(mu)], text, s.data.class_names, ["t-SNE 1", "t-SNE 2"])

@@ -83,7 +83,7 @@ def latent_names(latents: list[int]) -> list[str]:
 
 
 def values_of(z: Tensor) -> list[str]:
-    return [f"{value:.2f}".replace("-0.00", "0.00") for value in z.tolist()]
+    return [f"{value:.2f}".replace("-0.00", "0.00").replace("-", "\u2212") for value in z.tolist()]
 
 
 def traversal_figure(vae: VAE, order: Tensor, caption: str) -> "Figure":

@@ -10,18 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from vae.evaluation.figures.page import (
-    BLUE,
-    INK,
-    PALETTE,
-    add_colour_bar,
-    add_legend,
-    chart,
-    describe,
-    dress,
-    settled,
-    write_figure,
-)
+from vae.evaluation.colours import CLASSES
+from vae.evaluation.figures.page import DEV, INK, add_colour_bar, chart, describe, drawn, dress, write_figure
 from vae.evaluation.statistics import interval
 from vae.run.compare import Comparison, Table, lower_is_better
 from vae.run.compare_text import title
@@ -75,18 +65,19 @@ def runs_by_value(table: Table, key: str, metric: str) -> dict[str, list[float]]
     }
 
 
+@drawn
 def main_effects(table: Table, keys: Sequence[str], metric: str) -> Figure:
     caption = f"{title(table)}. Dots are runs, the line joins their means at each value of the key."
     figure, axes = chart(280 * len(keys) + 60, 340, caption, columns=len(keys))
     for axis, key in zip(axes, keys, strict=True):
         runs = runs_by_value(table, key, metric)
         for place, numbers in enumerate(runs.values()):
-            axis.plot([place] * len(numbers), numbers, "o", color=BLUE, alpha=0.5, markersize=4, markeredgewidth=0)
-        axis.plot([np.mean(numbers) for numbers in runs.values()], "_-", color=BLUE, markersize=14, lw=1)
+            axis.plot([place] * len(numbers), numbers, "o", color=DEV, alpha=0.5, markersize=4, markeredgewidth=0)
+        axis.plot([np.mean(numbers) for numbers in runs.values()], "_-", color=DEV, markersize=14, lw=1)
         axis.set_xlim(-0.5, len(runs) - 0.5)
         _name_ticks(axis, [value or "–" for value in runs])
         dress(axis, key, "", metric if axis is axes[0] else "")
-    return settled(figure)
+    return figure
 
 
 def _name_ticks(axis: Axes, names: Sequence[str]) -> None:
@@ -94,6 +85,7 @@ def _name_ticks(axis: Axes, names: Sequence[str]) -> None:
     axis.set_xticks(range(len(names)), names, rotation=30 if crowded else 0, ha="right" if crowded else "center")
 
 
+@drawn
 def pairwise(table: Table, pairs: Sequence[tuple[str, str]], metric: str) -> Figure:
     """A panel per pair of keys: the metric's mean over the configurations with both values."""
     figure, axes = chart(
@@ -111,7 +103,7 @@ def pairwise(table: Table, pairs: Sequence[tuple[str, str]], metric: str) -> Fig
         axis.set_yticks(range(len(cells)), list(cells.index))
         dress(axis, "", x, y, grid="")
         add_colour_bar(figure, image, [axis], metric)
-    return settled(figure)
+    return figure
 
 
 def curve_of(record: RunRecord, metric: str) -> dict[int, float]:
@@ -128,11 +120,12 @@ def curves_of(table: Table, name: str, metric: str) -> DataFrame:
     return DataFrame({seed: curve for seed, curve in curves.items() if curve}).sort_index()
 
 
+@drawn
 def learning_curves(table: Table, curves: dict[str, DataFrame], metric: str) -> Figure:
     few = f" The first {len(curves)} of {len(table.rows)} configurations." if len(curves) < len(table.rows) else ""
     caption = f"{title(table)}. Lines are means over seeds; bands are 95 % t intervals, thin lines single seeds.{few}"
     figure, (axis,) = chart(900, 520, caption)
-    for (name, curve), colour in zip(curves.items(), itertools.cycle(PALETTE), strict=False):
+    for (name, curve), colour in zip(curves.items(), itertools.cycle(CLASSES), strict=False):
         if curve.empty:
             continue
         axis.plot(curve.index, curve.mean(axis=1), color=colour, lw=1.8, label=table.short_name(name))
@@ -147,16 +140,17 @@ def learning_curves(table: Table, curves: dict[str, DataFrame], metric: str) -> 
     low, high = np.nanmin(values), np.nanquantile(values, 0.97)  # the first epochs may lie far above
     axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     dress(axis, "", "epoch", metric)
-    add_legend(axis)
-    return settled(figure)
+    axis.legend()
+    return figure
 
 
+@drawn
 def front(table: Table, x: str, y: str) -> Figure:
     """The configurations by two metrics; those that no other beats in both are joined."""
     caption = f"{title(table)}. Large dots are means, small ones runs; the line joins those that none beats in both."
     figure, (axis,) = chart(760, 560, caption)
     named = len(table.rows) <= MOST_LINES
-    for name, colour in zip(table.rows.index, itertools.cycle(PALETTE if named else [BLUE]), strict=False):
+    for name, colour in zip(table.rows.index, itertools.cycle(CLASSES if named else [DEV]), strict=False):
         axis.plot(table.values(x).loc[name], table.values(y).loc[name], "o", color=colour, alpha=0.5, markersize=3)
         axis.plot(*table.rows.loc[name, [x, y]], "o", color=colour, label=table.short_name(name))
     signs = np.array([1 if lower_is_better(metric) else -1 for metric in (x, y)])
@@ -165,5 +159,5 @@ def front(table: Table, x: str, y: str) -> Figure:
     axis.plot(*best.T, color=INK, lw=1, zorder=0)
     dress(axis, "", x, y)
     if named:
-        add_legend(axis)
-    return settled(figure)
+        axis.legend()
+    return figure

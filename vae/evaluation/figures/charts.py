@@ -4,44 +4,82 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from adjustText import adjust_text
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from vae.evaluation.figures.page import (
-    BLUE,
-    DPI,
+    DEV,
     FAINT,
-    HALO,
     IDLE,
     INK,
     MUTED,
-    RED,
+    SMALL,
+    TRAIN,
     Array,
     Names,
-    Series,
     add_colour_bar,
-    add_legend,
-    as_classes,
-    as_finite,
-    as_series,
-    as_vector,
+    as_array,
     chart,
     class_colours,
+    drawn,
     dress,
     lay_out,
-    settled,
+    signed,
 )
+
+Series = Sequence[tuple[int, float]]  # (epoch, value)
+
+PANELS = {"loss": "(a) Loss", "reconstruction": "(b) Reconstruction", "kl": "(c) KL"}
+
+CURVES: dict[str, tuple[str, dict[str, Any]]] = {  # split -> label and style; the same in every panel
+    "train": ("train (running average)", {"color": TRAIN}),
+    "train_eval": ("train (re-evaluated after the epoch)", {"color": TRAIN, "linestyle": "--", "linewidth": 1.3}),
+    "dev": ("dev", {"color": DEV, "zorder": 4}),
+}
+
+LINE = 0.065  # height of a line of small text, as a fraction of the axes of `losses`
+
+
+@drawn
+def losses(
+    history: Mapping[str, Series], caption: str, baselines: Mapping[str, float] | None = None, units: Names = ("", "")
+) -> Figure:
+    """The loss and its two terms over epochs, train and dev in one panel (figure 5 of the report, both halves).
+
+    `history` holds `train/loss`, `dev/loss`, and what there is of `train_eval/loss` (the same model with dropout off
+    on training images, with which dev compares), `<split>/reconstruction` and `<split>/kl`; `units` are those of the
+    loss and of the reconstruction. `baselines` leave a reconstruction only, so they are lines in (b); those that would
+    leave the curve less than a third of the panel are only named, with an arrow to their side.
+    """
+    panels = {name: title for name, title in PANELS.items() if history.get(f"dev/{name}")}
+    figure, axes = chart(100 + 440 * len(panels), 480, caption, columns=len(panels))
+    for axis, (name, title) in zip(axes, panels.items(), strict=True):
+        keys = {split: f"{split}/{name}" for split in CURVES if history.get(f"{split}/{name}")}
+        curves = {split: as_array(f"history[{key!r}]", history[key], 2).T for split, key in keys.items()}
+        levels = baselines if baselines and name == "reconstruction" else {}
+        axis.set_ylim(*_limits([values for _, values in curves.values()], levels))
+        for split, (epochs, values) in curves.items():
+            label, style = CURVES[split]
+            _curve(axis, epochs, values, label=label, **style)
+            _mark_off_scale(axis, epochs, values, style["color"])
+        _draw_baselines(axis, levels)
+        unit = "nats" if name == "kl" else units[name == "reconstruction"]
+        epochs, values = curves["dev"]
+        note = f"dev {_endings(epochs, values, best=name != 'kl')}\n{_first_off_scale(axis, curves)}"
+        dress(axis, title, "epoch", f"{unit} per image".strip(), note)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False)
+    return figure
 
 
 def _curve(axis: Axes, epochs: np.ndarray, values: np.ndarray, **settings: Any) -> None:
     """A line over epochs; few points are shown as such, and one alone gets room on both sides."""
-    mark = {"marker": "o", "markersize": 4} if len(epochs) <= 20 else {}
-    axis.plot(epochs, values, **{"linewidth": 1.8, **mark, **settings})
+    axis.plot(epochs, values, marker="o" if len(epochs) <= 20 else None, **settings)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if len(epochs) == 1:
         axis.set_xlim(epochs[0] - 1, epochs[0] + 1)
@@ -58,146 +96,98 @@ def _endings(epochs: np.ndarray, values: np.ndarray, best: bool = True) -> str:
     return f"{last}, lowest {values[least]:.4g} at {epochs[least]:g}"
 
 
-PANELS = (
-    ("loss", "(a) Loss"),
-    ("reconstruction", "(b) Reconstruction"),
-    ("kl", "(c) KL"),
-)
-
-CURVES: dict[str, tuple[str, dict[str, Any]]] = {  # split -> label and style; the same in every panel
-    "train": ("train, while it learns", {"color": RED}),
-    "train_eval": ("train images, after the epoch", {"color": RED, "linestyle": "--", "linewidth": 1.3}),
-    "dev": ("dev", {"color": BLUE, "zorder": 4}),
-}
-
-
-def losses(
-    history: Mapping[str, Series], caption: str, baselines: Mapping[str, float] | None = None, units: Names = ("", "")
-) -> Figure:
-    """The loss and its two terms over epochs, train and dev in one panel (figure 5 of the report, both halves).
-
-    `history` holds `train/loss`, `dev/loss`, and what there is of `train_eval/loss` (the same model with dropout off
-    on training images, with which dev compares), `<split>/reconstruction` and `<split>/kl`; `units` are those of the
-    loss and of the reconstruction. `baselines` leave a reconstruction only, so they are lines in (b); those that would
-    leave the curve less than a third of the panel are only named, with an arrow to their side.
-    """
-    for name in ("train/loss", "dev/loss"):
-        as_series(f"history[{name!r}]", history.get(name, []))
-    panels = [panel for panel in PANELS if history.get(f"dev/{panel[0]}")]
-    figure, axes = chart(100 + 440 * len(panels), 480, caption, columns=len(panels))
-    for axis, (name, title) in zip(axes, panels, strict=True):
-        drawn = {s: as_series(f"history['{s}/{name}']", c) for s in CURVES if (c := history.get(f"{s}/{name}", []))}
-        for split, (epochs, values) in drawn.items():
-            label, style = CURVES[split]
-            _curve(axis, epochs, values, **style, label=label)
-        low, high, early = _settled_range({split: values for split, (_, values) in drawn.items()})
-        axis.set_ylim(low, high)
-        unit = units[name == "reconstruction"] if name != "kl" else "nats"
-        ends = f"dev {_endings(*drawn['dev'], best=name != 'kl')}"
-        dress(axis, title, "epoch", f"{unit} per image".strip(), ends + early)
-        if name == "reconstruction" and baselines:
-            heights = as_vector("baselines", list(baselines.values()))
-            axis.set_ylim(_view(np.array([low, high]), heights, squeezable=len(drawn["dev"][0]) == 1))
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=3, fontsize=8.5, labelcolor=INK, frameon=False)
-    for axis, (name, _) in zip(axes, panels, strict=True):
-        if name == "reconstruction" and baselines:
-            _draw_baselines(figure, axis, list(baselines), heights)
-    return settled(figure)
-
-
-def _settled_range(curves: Mapping[str, np.ndarray]) -> tuple[float, float, str]:
-    """Limits that the first tenth of the epochs does not stretch, and a word on what lies beyond them."""
-    late = np.concatenate([v[max(1, len(v) // 10) if len(v) > 2 else 0 :] for v in curves.values()])
-    pad = 0.06 * np.ptp(late) or 0.05 * abs(late[0]) or 1.0
-    low, high = late.min() - pad, late.max() + pad
-    split = max(curves, key=lambda name: max(low - curves[name][0], curves[name][0] - high))
-    first = curves[split][0]
-    return low, high, "\n " if low <= first <= high else f"\n{split} at first {first:.4g}, beyond the panel"
-
-
-def _view(curve: np.ndarray, baselines: np.ndarray, squeezable: bool) -> tuple[float, float]:
-    """Limits that hold the curve and, nearest first, the baselines that leave it a third of the height."""
-    low, high = curve.min(), curve.max()
-    distance = np.maximum(low - baselines, baselines - high)
-    for value in baselines[np.argsort(distance, kind="stable")]:
+def _limits(curves: Sequence[np.ndarray], baselines: Mapping[str, float]) -> tuple[float, float]:
+    """Limits that the first tenth of the epochs does not stretch, nor baselines to more than thrice the curves."""
+    late = np.concatenate([values[max(1, len(values) // 10) if len(values) > 2 else 0 :] for values in curves])
+    low, high, span = late.min(), late.max(), np.ptp(late)
+    if baselines:
+        as_array("baselines", list(baselines.values()))
+    for value in sorted(baselines.values(), key=lambda v: max(low - v, v - high)):
         wider = min(low, value), max(high, value)
-        if not squeezable and 0 < np.ptp(curve) < (wider[1] - wider[0]) / 3:
+        if len(curves[0]) > 1 and 0 < 3 * span < wider[1] - wider[0]:
             break
         low, high = wider
     pad = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
     return low - pad, high + pad
 
 
-def _draw_baselines(figure: Figure, axis: Axes, names: Names, values: np.ndarray) -> None:
-    """Dotted lines at the values, named at the right; the names are moved apart and led to their lines."""
-    lay_out(figure)  # the axes' height is known only once it is laid out
-    points = axis.bbox.height * 72 / DPI
-    size = min(8.5, points / (1.4 * len(names)))
+def _mark_off_scale(axis: Axes, epochs: np.ndarray, values: np.ndarray, colour: str) -> None:
+    """Carets at the edge that a curve leaves."""
     low, high = axis.get_ylim()
-    order = np.argsort(values, kind="stable")
-    true = (values[order] - low) / (high - low)  # fractions of the axes' height
-    apart = _spread(true.clip(0, 1), 1.4 * size / points)
-    for index, at, shown in zip(order, true, apart, strict=True):
-        inside = 0 <= at <= 1
-        arrow = "" if inside else "\u2191 " if at > 1 else "\u2193 "
-        name = f"{arrow}{names[index]}: {values[index]:.4g}"
-        where: dict[str, Any] = {"transform": axis.transAxes, "clip_on": False}
-        axis.text(1.045, shown, name, fontsize=size, color=MUTED, va="center", parse_math=False, **where)
-        if inside:
-            axis.axhline(values[index], color=MUTED, linewidth=1, linestyle=":", zorder=2)
-            axis.plot([1, 1.035], [at, shown], color=MUTED, linewidth=0.7, scalex=False, scaley=False, **where)
+    for beyond, edge, marker in ((values > high, high, "^"), (values < low, low, "v")):
+        if beyond.any():
+            axis.plot(epochs[beyond], np.full(beyond.sum(), edge), marker, color=colour, clip_on=False, zorder=5)
 
 
-def _spread(wanted: np.ndarray, gap: float) -> np.ndarray:
-    """Sorted fractions moved at least `gap` apart, upwards first and down again from the top."""
-    out = wanted.astype(float)
-    for index in range(1, len(out)):
-        out[index] = max(out[index], out[index - 1] + gap)
-    ceiling = 1.0
-    for index in reversed(range(len(out))):
-        out[index] = min(out[index], ceiling)
-        ceiling = out[index] - gap
-    return out
+def _first_off_scale(axis: Axes, curves: Mapping[str, np.ndarray]) -> str:
+    low, high = axis.get_ylim()
+    firsts = {split: values[0] for split, (_, values) in curves.items() if not low <= values[0] <= high}
+    words = ", ".join(f"{split} {value:.4g}" for split, value in firsts.items())
+    return f"first epoch off scale: {words}" if words else " "
 
 
+def _draw_baselines(axis: Axes, baselines: Mapping[str, float]) -> None:
+    """Dotted lines at the values, named at the right; names that would collide stand together."""
+    low, high = axis.get_ylim()
+    names: list[tuple[float, list[str]]] = []  # the height of the topmost, and the lines from there downwards
+    for name, value in sorted(baselines.items(), key=lambda item: -item[1]):
+        at = (value - low) / (high - low)
+        if 0 <= at <= 1:
+            axis.axhline(value, color=MUTED, linewidth=1, linestyle=":", zorder=2)
+        arrow = "\u2191 " if at > 1 else "\u2193 " if at < 0 else ""
+        text = f"{arrow}{name}: {value:.4g}"
+        height = float(np.clip(at, 0, 1))
+        if names and names[-1][0] - LINE * len(names[-1][1]) < height:
+            names[-1][1].append(text)
+        else:
+            names.append((height, [text]))
+    for height, lines in names:
+        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "xytext": (6, 0)}
+        axis.annotate("\n".join(lines), (1, height + LINE / 2), va="top", font=SMALL, color=MUTED, **place)
+
+
+@drawn
 def sigma_history(history: Series, caption: str, label: str = "decoder's mean sigma'") -> Figure:
     """A positive quantity over epochs; the y axis is logarithmic when it spans more than a decade."""
-    epochs, values = as_series("history", history)
+    epochs, values = as_array("history", history, 2).T
     figure, (axis,) = chart(820, 440, caption)
     title = f"{label[:1].upper()}{label[1:]} over training"
     dress(axis, title, "epoch", label, _endings(epochs, values))
-    _curve(axis, epochs, values, color=BLUE)
+    _curve(axis, epochs, values, color=DEV)
     if values.min() > 0 and values.max() > 10 * values.min():
-        log_y(axis, few=values.max() < 1000 * values.min())
-    return settled(figure)
+        _log_y(axis, few=values.max() < 1000 * values.min())
+    return figure
 
 
-def log_y(axis: Axes, few: bool) -> None:
-    """A logarithmic y axis in plain text: the usual 10^k goes through a parser that threads would share."""
+def _log_y(axis: Axes, few: bool) -> None:
+    """A logarithmic y axis in plain text."""
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
+@drawn
 def rate_distortion(rate: Array, distortion: Array, epochs: Array, caption: str) -> Figure:
     """Training in the plane of Alemi et al. (2018), nats per image; rate + distortion = -ELBO."""
-    r = as_vector("rate", rate)
-    d, when = as_vector("distortion", distortion, len(r)), as_vector("epochs", epochs, len(r))
+    r, d, when = as_array("rate", rate, 1), as_array("distortion", distortion, 1), as_array("epochs", epochs, 1)
     figure, (axis,) = chart(900, 640, caption)
-    x, y = "rate KL (nats per image)", "distortion -E[log p(x|z)] (nats per image)"
-    dress(axis, "Rate and distortion", x, y, "grey lines: equal -ELBO = rate + distortion, in nats", grid="")
+    x, y = "rate KL (nats per image)", "distortion \u2212E[log p(x|z)] (nats per image)"
+    dress(axis, "Rate and distortion", x, y, "grey lines: equal \u2212ELBO = rate + distortion, in nats", grid="")
     axis.set(xlim=_padded(r), ylim=_padded(d))
-    _diagonals(axis)
+    across, up = np.linspace(*axis.get_xlim(), 40), np.linspace(*axis.get_ylim(), 40)
+    sums = across + up[:, None]
+    levels = MaxNLocator(9).tick_values(sums.min(), sums.max())
+    lines = axis.contour(across, up, sums, levels, colors=FAINT, linewidths=0.9, zorder=1)
+    axis.clabel(lines, fmt="%g", fontsize=7.5, colors=MUTED)
     axis.plot(r, d, color=MUTED, linewidth=1, zorder=3)
     norm = Normalize(when.min(), max(when.max(), when.min() + 1))
     dots = axis.scatter(r, d, c=when, cmap="viridis", norm=norm, s=22, zorder=4)
     end = f"epoch {when[-1]:g}: rate {r[-1]:.4g} + distortion {d[-1]:.4g} = {r[-1] + d[-1]:.4g} nats"
-    axis.plot(r[-1:], d[-1:], "*", markersize=15, color=RED, markeredgecolor="white", zorder=5, label=end)
+    axis.plot(r[-1:], d[-1:], "*", markersize=15, color=TRAIN, markeredgecolor="white", zorder=5, label=end)
     add_colour_bar(figure, dots, [axis], "epoch", ticks=MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    add_legend(axis, loc="best")
-    return settled(figure)
+    axis.legend(loc="best")
+    return figure
 
 
 def _padded(values: np.ndarray) -> tuple[float, float]:
@@ -205,100 +195,53 @@ def _padded(values: np.ndarray) -> tuple[float, float]:
     return values.min() - pad, values.max() + pad
 
 
-def _diagonals(axis: Axes) -> None:
-    """Lines x + y = constant at round constants, each named where it leaves the axes."""
-    (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
-    levels = [c for c in MaxNLocator(9).tick_values(left + bottom, right + top) if left + bottom < c < right + top]
-    lines = [[(left, level - left), (right, level - right)] for level in levels]
-    axis.add_collection(LineCollection(lines, colors=FAINT, linewidths=0.9, zorder=1), autolim=False)
-    for level in levels:
-        x = min(right, level - bottom)
-        if x - left < 0.1 * (right - left) or level - x > top - 0.05 * (top - bottom):
-            continue  # a corner has no room for the number
-        axis.annotate(
-            f"{level:g}",
-            (x, level - x),
-            xytext=(-3, 3),
-            textcoords="offset points",
-            ha="right",
-            va="bottom",
-            fontsize=7.5,
-            color=MUTED,
-        )
-
-
-PLANE = ["posterior mean of z0", "posterior mean of z1"]
-
-
-def latents(mu: Array, labels: Array, caption: str, class_names: Names | None = None, axes_names: Names = ()) -> Figure:
+@drawn
+def latents(mu: Array, labels: Array, caption: str, class_names: Names, axes_names: Names = ()) -> Figure:
     """Latent means (N, D), one colour a class (figure 6 of the report).
 
     D = 1 is shown as a histogram per class, D = 2 as it is, more as the plane of its first two principal
     components, with the share of the variance that each keeps. `axes_names` are those of D = 2.
     """
-    points = as_finite("mu", mu)
-    if points.ndim != 2:
-        raise ValueError(f"mu: shape {points.shape}, expected (N, D)")
-    classes, names = as_classes(labels, len(points), class_names)
+    points, classes = as_array("mu", mu, 2), as_array("labels", labels, 1).astype(int)
     if points.shape[1] == 1:
-        return _ridges(points[:, 0], classes, names, caption)
-    plane, found = (points, PLANE) if points.shape[1] == 2 else _pca(points)
-    return _plane(plane, axes_names or found, classes, names, caption)
+        return _ridges(points[:, 0], classes, class_names, caption)
+    plane = (points, ["posterior mean of z0", "posterior mean of z1"]) if points.shape[1] == 2 else _pca(points)
+    return _plane(plane[0], axes_names or plane[1], classes, class_names, caption)
 
 
 def _pca(points: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """The first two principal components (N, 2) of (N, D) and their names, with % of variance."""
-    from sklearn.decomposition import PCA
-
-    if len(points) < 2:
-        raise ValueError("mu: 1 image, a principal component needs at least 2")
-    if not np.ptp(points, axis=0).any():  # collapsed to a point: no direction, and the ratio would be 0 / 0
+    centred = points - points.mean(0)
+    _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
+    if len(points) < 2 or not sizes.any():  # no direction, and the ratio would be 0 / 0
         return points[:, :2] * 0, [f"principal component {k} (no variance)" for k in (1, 2)]
-    pca = PCA(n_components=2, svd_solver="full").fit(points)
-    shares = 100 * pca.explained_variance_ratio_
-    names = [f"principal component {k} ({share:.1f} % of variance)" for k, share in enumerate(shares, start=1)]
-    return pca.transform(points), names
+    shares = 100 * sizes**2 / (sizes**2).sum()
+    names = [f"principal component {k} ({share:.1f} % of variance)" for k, share in enumerate(shares[:2], start=1)]
+    return centred @ axes[:2].T, names
 
 
 def _plane(points: np.ndarray, axes_names: Names, classes: np.ndarray, names: Names, caption: str) -> Figure:
     figure, (axis,) = chart(900, 800, caption)
     title = "Latent means by class" if len(names) > 1 else "Latent means"
     dress(axis, title, axes_names[0], axes_names[1], f"{len(points):,} images")
-    colours = class_colours(len(names))
+    colours, present = class_colours(len(names)), np.unique(classes)
     # One call in the order given: a call per class would bury the first classes under the last.
     size, alpha = float(np.clip(24_000 / len(points), 5, 30)), 0.9 if len(points) < 500 else 0.6
     axis.scatter(points[:, 0], points[:, 1], c=colours[classes], s=size, alpha=alpha, linewidths=0)
     axis.set_aspect("equal", adjustable="datalim")
-    present = np.unique(classes)
-    if all(len(names[k]) <= 3 for k in present):
-        _name_medians(axis, {names[k]: np.median(points[classes == k], axis=0) for k in present}, np.ptp(points))
     if len(names) == 1:
-        return settled(figure)
+        return figure
     dots = [Line2D([], [], marker="o", linestyle="", markersize=6, color=colours[k]) for k in present]
-    text = {"fontsize": 9, "title": "class", "title_fontsize": 9, "labelcolor": INK, "frameon": False}
-    figure.legend(dots, [names[k] for k in present], loc="outside right upper", ncols=1 + len(dots) // 31, **text)
-    return settled(figure)
-
-
-def _name_medians(axis: Axes, medians: Mapping[str, np.ndarray], span: float) -> None:
-    """Short class names on the plane, for eyes that cannot tell the colours; those that would touch are moved apart."""
-    places = _apart(np.array(list(medians.values())), 0.045 * span)
-    for name, (x, y) in zip(medians, places, strict=True):
-        text = axis.text(x, y, name, fontsize=11, fontweight="bold", color=INK, ha="center", va="center")
-        text.set(path_effects=HALO, zorder=5, parse_math=False)
-
-
-def _apart(points: np.ndarray, gap: float) -> np.ndarray:
-    """Points (n, 2), each pair moved until it is `gap` apart, or as far as 200 rounds bring it."""
-    out = points + 1e-6 * gap * np.arange(len(points))[:, None]  # two at one place need a direction
-    for _ in range(200):
-        away = out[:, None] - out  # (n, n, 2)
-        distance = np.linalg.norm(away, axis=-1)
-        short = np.where(np.eye(len(out), dtype=bool), 0, (gap - distance).clip(0))
-        if not short.any():
-            break
-        out = out + 0.5 * (away * (short / distance.clip(1e-12))[..., None]).sum(axis=1)
-    return out
+    columns, text = 1 + len(dots) // 31, {"title": "class", "frameon": False}
+    figure.legend(dots, [names[k] for k in present], loc="outside right upper", ncols=columns, **text)
+    if len(present) <= 20:  # names on the plane too, for eyes that cannot tell the colours
+        lay_out(figure)
+        medians = {names[k]: np.median(points[classes == k], axis=0) for k in present}
+        halo = [withStroke(linewidth=3, foreground="white")]
+        style: dict[str, Any] = {"fontsize": 11, "fontweight": "bold", "path_effects": halo, "zorder": 5}
+        texts = [axis.text(x, y, name, ha="center", va="center", **style) for name, (x, y) in medians.items()]
+        adjust_text(texts, ax=axis, avoid_self=False, expand=(1.1, 1.1), iter_lim=200)
+    return figure
 
 
 def _ridges(values: np.ndarray, classes: np.ndarray, names: Names, caption: str) -> Figure:
@@ -307,183 +250,174 @@ def _ridges(values: np.ndarray, classes: np.ndarray, names: Names, caption: str)
     figure, (axis,) = chart(900, 160 + 56 * len(present), caption)
     dress(axis, "Latent means by class", "posterior mean of z0", "class", note=f"{len(values):,} images", grid="x")
     low, high = _padded(values)
-    edges = np.linspace(low, high, 81)
+    edges = np.linspace(low, high, 1 + bins_for(len(values) // len(present)))
     for row, k in enumerate(reversed(present)):
         counts = np.histogram(values[classes == k], edges)[0]
         heights = row + 0.88 * counts / counts.max()
         axis.stairs(heights, edges, baseline=row, fill=True, color=(*colours[k], 0.55), zorder=2)
-        axis.stairs(heights, edges, baseline=row, color=colours[k], linewidth=1.2, zorder=3, label=names[k])
-    axis.set_yticks(range(len(present)), [names[k] for k in reversed(present)], parse_math=False)
+        axis.stairs(heights, edges, baseline=row, color=colours[k], linewidth=1.2, zorder=3)
+    axis.set_yticks(range(len(present)), [names[k] for k in reversed(present)])
     axis.tick_params(axis="y", length=0)
     axis.set(xlim=(low, high), ylim=(-0.05, len(present)))
-    return settled(figure)
+    return figure
 
 
-def kl_per_latent(kl: Array, caption: str, active: Array | None = None) -> Figure:
+def bins_for(count: int) -> int:
+    """Bins of a histogram of so many values by Rice's rule, 2 n^(1/3), an odd number from 9 to 101."""
+    return int(np.clip(2 * round(count ** (1 / 3)) + 1, 9, 101))
+
+
+@drawn
+def kl_per_latent(kl: Array, caption: str, active: Array) -> Figure:
     """KL of each latent (D,) in nats per image, largest first; `active` (D,) colours the units in use."""
-    nats = as_vector("kl", kl)
-    on = np.ones(len(nats), bool) if active is None else as_vector("active", active, len(nats)).astype(bool)
+    nats, on = as_array("kl", kl, 1), as_array("active", active, 1).astype(bool)
     order = np.argsort(-nats, kind="stable")
     named = len(nats) <= 40
     figure, (axis,) = chart(900, 440, caption)
     x = "latent, largest KL first" if named else "latents, largest KL first"
     dress(axis, f"KL per latent: {nats.sum():.4g} nats in total", x, "KL (nats per image)", grid="y")
-    bars = axis.bar(range(len(nats)), nats[order], width=0.75 if named else 1, zorder=3, clip_on=False)
-    for bar, k in zip(bars, order, strict=True):
-        bar.set(color=BLUE if on[k] else IDLE, linewidth=1.5)  # the edge keeps a bar of no height in sight
+    colours = [DEV if on[k] else IDLE for k in order]  # the edge keeps a bar of no height in sight
+    axis.bar(
+        range(len(nats)), nats[order], color=colours, edgecolor=colours, linewidth=1.5, width=0.75 if named else 1,
+        zorder=3, clip_on=False,
+    )  # fmt: skip
     middle, half = (len(nats) - 1) / 2, max(len(nats), 4) / 2 + 0.2
     axis.set_xlim(middle - half, middle + half)
     if named:
         axis.set_xticks(range(len(nats)), [f"z{k}" for k in order])
-    if active is not None:
-        groups = (BLUE, f"active: {on.sum()} of {len(nats)}"), (IDLE, f"inactive: {(~on).sum()}")
-        add_legend(axis, handles=[Patch(color=colour, label=label) for colour, label in groups], loc="upper right")
-    return settled(figure)
+    groups = (DEV, f"active: {on.sum()} of {len(nats)}"), (IDLE, f"inactive: {(~on).sum()}")
+    axis.legend(handles=[Patch(color=colour, label=label) for colour, label in groups], loc="upper right")
+    return figure
 
 
-def sigma_image(sigma: Array, caption: str) -> Figure:
-    """The decoder's standard deviation per pixel (C, H, W), or one for all."""
-    array = as_finite("sigma", sigma)
-    if array.size > 1 and array.ndim != 3:
-        raise ValueError(f"sigma: shape {array.shape}, expected (C, H, W) or a scalar")
+@drawn
+def heat_map(values: Array, name: str, caption: str, title: str = "") -> Figure:
+    """A quantity of at least 0 per pixel (C, H, W), one panel per channel, on a scale from 0."""
+    array = as_array(name, values, 3)
     if array.min() < 0:
-        raise ValueError(f"sigma: {array.min():g}, a standard deviation is at least 0")
-    return heat_map(array.reshape(1, 1, 1) if array.size == 1 else array, "sigma", caption)
-
-
-def error_map(error: Array, caption: str) -> Figure:
-    """The mean squared error of a reconstruction per pixel (C, H, W)."""
-    array = as_finite("error", error)
-    return heat_map(array, "squared error", caption, f"squared error: {array.sum():.4g} an image")
-
-
-def heat_map(array: np.ndarray, name: str, caption: str, title: str = "") -> Figure:
-    """A quantity per pixel (C, H, W), one panel a channel."""
-    shared = array.size == 1
-    side = 160 if shared else 400 if len(array) == 1 else 310
+        raise ValueError(f"{name}: {array.min():g}, expected at least 0")
+    side = 400 if len(array) == 1 else 310
     figure, axes = chart(150 + side * len(array), side + 70, caption, columns=len(array), compress=True)
-    low, high = array.min(), array.max()
-    norm = Normalize(low, high) if low < high else Normalize(0, 2 * high or 1)
     titles = ["red", "green", "blue"] if len(array) == 3 else [f"channel {k}" for k in range(len(array))]
     if len(array) == 1:
-        titles = [title or (f"{name} = {low:.4g}" if shared else f"{name}: {low:.3g} to {high:.3g}")]
-    for axis, channel, title in zip(axes, array, titles, strict=True):
-        heat = axis.imshow(channel, cmap="viridis", norm=norm, interpolation="none")
-        axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
+        titles = [title or f"{name}: {array.min():.3g} to {array.max():.3g}"]
+    for axis, channel, head in zip(axes, array, titles, strict=True):
+        # from 0: a scale between the extremes would blow noise up
+        heat = axis.imshow(channel, cmap="viridis", vmin=0, vmax=array.max() or 1, interpolation="none")
+        axis.set(title=head, xticks=[], yticks=[], frame_on=False)
     add_colour_bar(figure, heat, axes, name)
-    return settled(figure)
+    return figure
 
 
+@drawn
 def residuals(r: Array, caption: str) -> Figure:
     """Density of standardised residuals (any shape) against N(0, 1), which they follow if sigma is right.
 
     The density is of all values, also of those outside the axes; its axis is logarithmic when its peak would
     flatten the curve.
     """
-    values = as_finite("r", r).ravel()
+    values = as_array("r", r).ravel()
     size = np.abs(values)
     reach = max(5.0, float(np.quantile(size, 0.999)))
-    edges = np.linspace(-reach, reach, 102)  # an odd number of bins: one is centred on 0
+    edges = np.linspace(-reach, reach, 1 + bins_for(len(values)))
     density = np.histogram(values, edges)[0] / (len(values) * (edges[1] - edges[0]))
     figure, (axis,) = chart(900, 520, caption)
     dress(axis, "Standardised residuals", "residual / sigma", "density", f"{len(values):,} values")
     beyond = 100 * (size > 3).mean()
-    text = f"mean {round(values.mean(), 3) + 0.0:.3f}, sd {values.std():.3f}, beyond \u00b13: {beyond:.2f} %"
-    axis.stairs(density, edges, fill=True, color=BLUE, alpha=0.45, label=f"residuals: {text}")
+    text = f"mean {signed(values.mean(), 3)}, sd {values.std():.3f}, beyond \u00b13: {beyond:.2f} %"
+    axis.stairs(density, edges, fill=True, color=DEV, alpha=0.45, label=f"residuals: {text}")
     at = np.linspace(-reach, reach, 401)
     normal = np.exp(-(at**2) / 2) / np.sqrt(2 * np.pi)
-    axis.plot(at, normal, color=RED, linewidth=1.8, label="N(0, 1): mean 0, sd 1, beyond \u00b13: 0.27 %")
+    axis.plot(at, normal, color=TRAIN, label="N(0, 1): mean 0, sd 1, beyond \u00b13: 0.27 %")
     peak = max(density.max(), normal.max())
     axis.set(xlim=(-reach, reach), ylim=(0, 1.3 * peak))  # room above for the legend
-    if peak > 2:
-        log_y(axis, few=False)
+    if peak > 1.5:
+        _log_y(axis, few=False)
         axis.set_ylim(1e-5, 100 * peak)
-    add_legend(axis, loc="upper right")
-    return settled(figure)
+    axis.legend(loc="upper right")
+    return figure
 
 
-def class_histogram(counts: Array, caption: str, class_names: Names | None = None) -> Figure:
+@drawn
+def class_histogram(counts: Array, caption: str, class_names: Names) -> Figure:
     """How many samples a classifier puts in each class (n_classes,), against equal shares."""
-    found = as_vector("counts", counts)
-    if found.min() < 0 or found.sum() == 0:
-        raise ValueError(f"counts: least {found.min():g}, sum {found.sum():g}; expected counts of at least one sample")
-    if class_names is not None and len(class_names) != len(found):
-        raise ValueError(f"class_names: {len(class_names)} names for {len(found)} counts")
-    names = [str(k) for k in range(len(found))] if class_names is None else list(class_names)
-    total = found.sum()
-    equal = total / len(found)
+    array = as_array("counts", counts, 1)
+    total, classes = array.sum(), len(array)
+    equal = total / classes
     figure, (axis,) = chart(900, 460, caption)
     dress(axis, f"Predicted classes of {total:,.0f} samples", "class", "samples", grid="y")
-    bars = axis.bar(range(len(found)), found, color=class_colours(len(found)), width=0.8, zorder=2)
-    if len(found) <= 20:
-        shares = [f"{100 * value / total:.1f} %" for value in found]
+    bars = axis.bar(range(classes), array, color=class_colours(classes), width=0.8, zorder=2)
+    if classes <= 20:
+        shares = [f"{100 * value / total:.1f} %" for value in array]
         paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        axis.bar_label(bars, shares, fontsize=8.5, color=INK, padding=3, bbox=paper, zorder=4)
+        axis.bar_label(bars, shares, font=SMALL, padding=3, bbox=paper, zorder=4)
     axis.axhline(equal, color=INK, linestyle="--", linewidth=1.2, zorder=3, label="equal shares")
-    band = 2 * np.sqrt(equal * (1 - 1 / len(found)))
+    band = 2 * np.sqrt(equal * (1 - 1 / classes))
     axis.axhspan(equal - band, equal + band, color=INK, alpha=0.08, linewidth=0, label="\u00b1 2 sd by chance")
-    axis.set_xticks(range(len(found)), names, parse_math=False)
-    axis.set_ylim(0, 1.22 * max(found.max(), equal))
-    add_legend(axis, loc="upper right", ncols=2)
-    return settled(figure)
+    axis.set_xticks(range(classes), class_names)
+    if max(map(len, class_names)) * classes > 80:
+        axis.tick_params(axis="x", rotation=30)
+    axis.set_ylim(0, 1.22 * max(array.max(), equal))
+    axis.legend(loc="upper right", ncols=2)
+    return figure
 
 
-def aggregate_posterior(drawn: Array, prior: Array, names: Names, caption: str) -> Figure:
+@drawn
+def aggregate_posterior(draws: Array, prior: Array, names: Names, caption: str) -> Figure:
     """Draws of the aggregate posterior (N, d) beside the prior's (M, d): each latent's marginal, and its QQ plot."""
-    q, p = as_finite("drawn", drawn), as_finite("prior", prior)
-    if q.ndim != 2 or p.ndim != 2 or not q.shape[1] == p.shape[1] == len(names):
-        raise ValueError(f"drawn {q.shape} and prior {p.shape}: expected (N, {len(names)}) and (M, {len(names)})")
+    q, p = as_array("draws", draws, 2), as_array("prior", prior, 2)
     count = len(names)
     figure, axes = chart(max(300 * count, 420), 600, caption, columns=count, rows=2)
     levels = (np.arange(1, 200) - 0.5) / 199
     for k, (above, below) in enumerate(zip(axes[:count], axes[count:], strict=True)):
         low, high = np.quantile(np.concatenate([q[:, k], p[:, k]]), [0.0005, 0.9995])
-        edges = np.linspace(low, high + 1e-9, 61)
+        edges = np.linspace(low, high + 1e-9, 1 + bins_for(len(q)))
         density = [np.histogram(values[:, k], edges)[0] / (len(values) * (edges[1] - edges[0])) for values in (q, p)]
-        above.stairs(density[0], edges, color=BLUE, label="aggregate posterior", fill=True, alpha=0.45)
-        above.stairs(density[1], edges, color=RED, label="prior", linewidth=1.6)
-        moments = f"posterior: mean {q[:, k].mean():.2f}, sd {q[:, k].std():.2f}".replace("-0.00", "0.00")
-        dress(above, names[k], f"{names[k]}", "density" if k == 0 else "", moments, grid="x")
+        above.stairs(density[0], edges, color=DEV, label="aggregate posterior", fill=True, alpha=0.45)
+        above.stairs(density[1], edges, color=TRAIN, label="prior", linewidth=1.6)
+        moments = f"posterior: mean {signed(q[:, k].mean(), 2)}, sd {q[:, k].std():.2f}"
+        dress(above, names[k], names[k], "density" if k == 0 else "", moments, grid="x")
         x, y = np.quantile(p[:, k], levels), np.quantile(q[:, k], levels)
-        below.plot(x, x, color=RED, linewidth=1.2)
-        below.plot(x, y, ".", color=BLUE, markersize=3)
+        below.plot(x, x, color=TRAIN, linewidth=1.2)
+        below.plot(x, y, ".", color=DEV, markersize=3)
         dress(below, "", "prior's quantile", "posterior's quantile" if k == 0 else "")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=8.5, labelcolor=INK, frameon=False)
-    return settled(figure)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
+    return figure
 
 
+TRUTHS: dict[str, tuple[str, dict[str, Any]]] = {
+    "truth": ("true posterior p(z|x)", {"color": INK, "linewidth": 1.8}),
+    "q": ("the encoder's q(z|x)", {"color": DEV, "linewidth": 1.6, "linestyle": "--"}),
+    "best": ("the best diagonal Gaussian", {"color": TRAIN, "linewidth": 1.2, "linestyle": "-."}),
+}
+
+
+@drawn
 def true_posteriors(
     panels: Sequence[Mapping[str, np.ndarray]], gaps: Sequence[str], caption: str, latents: Names
 ) -> Figure:
     """The true posterior of single images beside q, one panel an image; one or two latents.
 
-    A panel holds `z`, the grid's coordinates for each latent [(n,), ...], and on the grid the densities `truth`,
-    `q` and `best` (n,) or (n, n), the last index the last latent's; `gaps` says each image's numbers.
+    A panel holds the image `x` (C, H, W), `z`, the grid's coordinates for each latent [(n,), ...], and on the grid the
+    densities `truth`, `q` and `best` (n,) or (n, n), the last index the last latent's; `gaps` says the numbers of each.
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = chart(450 * columns, 410 * rows, caption, columns=columns, rows=rows)
+    figure, axes = chart(450 * columns, 430 * rows, caption, columns=columns, rows=rows)
     for number, (axis, panel, text) in enumerate(zip(axes, panels, gaps, strict=False)):
+        y = "density" if len(latents) == 1 else latents[1]
+        dress(axis, f"image {number}", latents[0], y, text)
         if len(latents) == 1:
             _densities(axis, panel)
         else:
             _regions(axis, panel)
-        dress(axis, f"image {number}", latents[0], "density" if len(latents) == 1 else latents[1], text)
+        corner = axis.inset_axes((0.8, 0.8, 0.2, 0.2), xticks=[], yticks=[])
+        corner.imshow(np.squeeze(np.moveaxis(panel["x"], 0, -1)), vmin=0, vmax=1, interpolation="none")
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     handles = [Line2D([], [], label=label, **style) for label, style in TRUTHS.values()]
-    figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8.5, labelcolor=INK, frameon=False)
-    return settled(figure)
-
-
-TRUTHS: dict[str, tuple[str, dict[str, Any]]] = {
-    "truth": ("true posterior p(z|x)", {"color": INK, "linewidth": 1.8}),
-    "q": ("the encoder's q(z|x)", {"color": BLUE, "linewidth": 1.6, "linestyle": "--"}),
-    "best": ("the best diagonal Gaussian", {"color": RED, "linewidth": 1.2, "linestyle": "-."}),
-}
+    figure.legend(handles=handles, loc="outside upper right", ncols=3, frameon=False)
+    return figure
 
 
 def _densities(axis: Axes, panel: Mapping[str, Any]) -> None:
@@ -493,25 +427,24 @@ def _densities(axis: Axes, panel: Mapping[str, Any]) -> None:
 
 
 def _regions(axis: Axes, panel: Mapping[str, Any]) -> None:
-    """The smallest regions that hold 50 % and 95 % of each density."""
+    """The smallest regions that hold 50 % and 95 % of each density, on equal axes."""
     x, y = panel["z"]
-    held = np.zeros((len(x), len(y)), dtype=bool)
+    inside = np.zeros((len(x), len(y)), dtype=bool)
     for name, (_, style) in TRUTHS.items():
         if name in panel:
             density = np.asarray(panel[name])
-            held |= density >= _levels(density)[0]
-            axis.contour(
-                x, y, density.T, levels=_levels(density), colors=style["color"], linewidths=style["linewidth"],
-                linestyles=style.get("linestyle", "-"),
-            )  # fmt: skip
-    for values, inside, limit in ((x, held.any(1), axis.set_xlim), (y, held.any(0), axis.set_ylim)):
-        low, high = values[inside].min(), values[inside].max()
-        pad = 0.25 * (high - low) + values[1] - values[0]
-        limit(low - pad, high + pad)
+            levels = _levels(density)
+            inside |= density >= levels[0]
+            lines = {"colors": style["color"], "linewidths": style["linewidth"]}
+            axis.contour(x, y, density.T, levels=levels, linestyles=style.get("linestyle", "-"), **lines)
+    ranges = [(z[held].min(), z[held].max()) for z, held in ((x, inside.any(1)), (y, inside.any(0)))]
+    half = 0.75 * max(high - low for low, high in ranges) + x[1] - x[0] + y[1] - y[0]
+    limits = [((low + high) / 2 - half, (low + high) / 2 + half) for low, high in ranges]
+    axis.set(xlim=limits[0], ylim=limits[1], aspect="equal")
 
 
 def _levels(density: np.ndarray) -> list[float]:
     ordered = np.sort(density, axis=None)[::-1]
-    held = ordered.cumsum() / ordered.sum()
-    levels = sorted(float(ordered[min(int(np.searchsorted(held, share)), len(held) - 1)]) for share in (0.5, 0.95))
+    mass = ordered.cumsum() / ordered.sum()
+    levels = sorted(float(ordered[min(int(np.searchsorted(mass, share)), len(mass) - 1)]) for share in (0.5, 0.95))
     return levels if levels[0] < levels[1] else [levels[0]]
