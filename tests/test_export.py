@@ -15,6 +15,7 @@ from test_vae_command import vae
 from vae.commands import export
 from vae.distributions import ContinuousBernoulli, DiscretizedLogistic
 from vae.model import VAE
+from vae.networks import describe_layer
 from vae.run.build import build_vae
 from vae.run.load import load_run
 
@@ -125,7 +126,7 @@ def test_the_layers_of_model_json_are_the_halves(encoder: str, decoder: str, hea
     x, z = torch.rand(5, 1, 28, 28), torch.randn(5, model.latent_dim)
     for half, given in (("encoder", x), ("decoder", z)):
         net = export.sequential(model, half)
-        described = json.loads(json.dumps([export.describe_layer(layer) for layer in net]))
+        described = json.loads(json.dumps([describe_layer(layer) for layer in net]))
         rebuilt = torch.nn.Sequential(*(getattr(torch.nn, one["type"])(**one["arguments"]) for one in described))
         rebuilt.load_state_dict(net.state_dict())
         with torch.no_grad():
@@ -140,7 +141,7 @@ def test_norms_and_pools_are_described_too(norm: str, pool: str) -> None:
     for half, given in (("encoder", torch.rand(3, 1, 28, 28)), ("decoder", torch.randn(3, 4))):
         net = export.sequential(model, half)
         rebuilt = torch.nn.Sequential(
-            *(getattr(torch.nn, one["type"])(**one["arguments"]) for one in map(export.describe_layer, net))
+            *(getattr(torch.nn, one["type"])(**one["arguments"]) for one in map(describe_layer, net))
         ).eval()
         rebuilt.load_state_dict(net.state_dict())
         with torch.no_grad():

@@ -6,6 +6,7 @@ and which images it is defined on. `params` is (K, B, P, C, H, W).
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,7 @@ SUPPORTS: dict[str, tuple[Callable[[Tensor], bool], str]] = {
     ),
 }
 
+FORMULAS = {"sigmoid": "torch.sigmoid(params[:, 0])", "linear": "params[:, 0]"}
 LINKS: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "linear": lambda mean: mean}
 
 
@@ -89,6 +91,21 @@ class Likelihood(nn.Module):
     def name(self) -> str:
         """What `likelihood=` calls it, or the name of an own class."""
         return NAMES.get(type(self), type(self).__name__)
+
+    @property
+    def formula(self) -> str | None:
+        """The mean of p(x|z) from `params`, the decoder's output as (B, P, C, H, W); of an own class None."""
+        return FORMULAS[self.link] if type(self) in NAMES else None
+
+    def describe(self) -> dict[str, Any]:
+        """What computes p(x|z) from the decoder's output without this package, in JSON's types."""
+        return {
+            "name": self.name,
+            "link": self.link,
+            "params_per_pixel": self.params_per_pixel,
+            "normalised": self.normalised,
+            "mean": self.formula,
+        }
 
     def forward(self, params: Tensor) -> Distribution:
         raise TypeError(f"{type(self).__name__} is the base of the heads: choose one of them")
@@ -159,6 +176,11 @@ class GaussianHead(Likelihood):
             return self.mse.sqrt()
         return params.new_tensor(float(self.sigma))
 
+    def describe(self) -> dict[str, Any]:
+        """With `sigma`, None where the decoder gives one for each pixel: `min_sigma` + softplus(params[:, 1])."""
+        sigma = None if self.sigma == "pixel" else float(self.scale(torch.empty(0)))
+        return super().describe() | {"sigma": sigma, "min_sigma": self.min_sigma}
+
     def after_step(self, p: Distribution) -> None:
         """A running mean over the last hundred batches or so; a plain mean until there are as many."""
         if isinstance(p, CalibratedNormal) and p.mse is not None:
@@ -194,6 +216,8 @@ class ContinuousBernoulliHead(Likelihood):
     def forward(self, params: Tensor) -> Distribution:
         return ContinuousBernoulli(params.squeeze(-4))
 
+    formula = "with l = params[:, 0]: 1 / (1 - exp(-l)) - 1 / l, and 1/2 + l / 12 where |l| < 0.05"
+
     def inverse_mean(self, mean: Tensor) -> Tensor:
         """The logit whose mean it is, by bisection: there is no closed form."""
         low, high = torch.full_like(mean, -200.0), torch.full_like(mean, 200.0)
@@ -215,6 +239,15 @@ class DiscretizedLogisticHead(Likelihood):
     def __init__(self, min_scale: float = 1e-3, mean: str = "sigmoid") -> None:
         super().__init__(mean)
         self.min_scale = min_scale
+
+    @property
+    def formula(self) -> str:
+        scale = "min_scale + F.softplus(params[:, 1] - log(9.5))"
+        steps = "the sum over k = 0..254 of sigmoid((m - (k + 0.5) / 255) / s) / 255"
+        return f"with m = {FORMULAS[self.link]}, s = {scale}: {steps}"
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"min_scale": self.min_scale}
 
     def forward(self, params: Tensor) -> DiscretizedLogistic:
         loc, raw = params.unbind(-4)

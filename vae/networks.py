@@ -7,7 +7,7 @@ The convolutional decoder mirrors the encoder of the same settings: its sizes ar
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,40 @@ def mlp(widths: Sequence[int], activation: str, dropout: float) -> nn.Sequential
     return nn.Sequential(*layers)
 
 
+# torch's layers that a half may be made of, and the arguments, attributes of the same name, that rebuild each.
+ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("in_features", "out_features"),
+    nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding"),
+    nn.ConvTranspose2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding"),
+    nn.BatchNorm2d: ("num_features", "eps"),
+    nn.GroupNorm: ("num_groups", "num_channels", "eps"),
+    nn.MaxPool2d: ("kernel_size",), nn.AvgPool2d: ("kernel_size",), nn.Upsample: ("size",),
+    nn.Flatten: ("start_dim",), nn.Unflatten: ("dim", "unflattened_size"),
+    nn.LeakyReLU: ("negative_slope",), nn.ELU: ("alpha",),
+    nn.ReLU: (), nn.GELU: (), nn.SiLU: (), nn.Tanh: (), nn.Softplus: (), nn.Sigmoid: (),
+}  # fmt: skip
+
+
+def plain_layers(half: nn.Module) -> list[nn.Module]:
+    """torch's own layers that compute an encoder or decoder in eval mode, one after the other.
+
+    Raises InputError for an own network that does not list its `layers()`.
+    """
+    layers: Callable[[], list[nn.Module]] | None = getattr(half, "layers", None)
+    if layers is None:
+        raise InputError(f"{type(half).__name__}: an own network without a method layers(), which lists its layers")
+    return [layer for layer in layers() if not isinstance(layer, nn.Dropout)]
+
+
+def describe_layer(layer: nn.Module) -> dict[str, Any]:
+    """What rebuilds a layer: `getattr(nn, type)(**arguments)`. Raises InputError for a kind not in ARGUMENTS."""
+    kind = type(layer)
+    if kind not in ARGUMENTS:
+        known = ", ".join(each.__name__ for each in ARGUMENTS)
+        raise InputError(f"{kind.__name__}: not one of the layers that can be described: {known}")
+    return {"type": kind.__name__, "arguments": {name: getattr(layer, name) for name in ARGUMENTS[kind]}}
+
+
 class MLPEncoder(nn.Module):
     def __init__(
         self,
@@ -62,6 +96,9 @@ class MLPEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.hidden(x.flatten(1)))
+
+    def layers(self) -> list[nn.Module]:
+        return [nn.Flatten(), *self.hidden, self.out]
 
 
 class MLPDecoder(nn.Module):
@@ -81,6 +118,9 @@ class MLPDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.out(self.hidden(z)).unflatten(1, self.image_shape)
+
+    def layers(self) -> list[nn.Module]:
+        return [*self.hidden, self.out, nn.Unflatten(1, self.image_shape)]
 
 
 class Stage(NamedTuple):
@@ -166,6 +206,9 @@ class ConvEncoder(nn.Module):
         maps = self.convolutions(x.contiguous(memory_format=torch.channels_last))
         return self.out(self.hidden(maps.flatten(1)))
 
+    def layers(self) -> list[nn.Module]:
+        return [*self.convolutions, nn.Flatten(), *self.hidden, self.out]
+
 
 class ConvDecoder(nn.Module):
     """The mirror of ConvEncoder: `channels`, `hidden` and the strides are given in the encoder's order."""
@@ -211,3 +254,6 @@ class ConvDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         maps = self.hidden(z).unflatten(1, self.small).contiguous(memory_format=torch.channels_last)
         return self.convolutions(maps).contiguous()
+
+    def layers(self) -> list[nn.Module]:
+        return [*self.hidden, nn.Unflatten(1, self.small), *self.convolutions]

@@ -17,38 +17,11 @@ from vae.distributions import LEVELS, ContinuousBernoulli, DiscretizedLogistic
 from vae.errors import InputError
 from vae.files import replace, whole_file
 from vae.model import VAE
-from vae.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
+from vae.networks import describe_layer, plain_layers
 from vae.run.load import TrainedRun
 
 HALVES = ("encoder", "decoder")
 OPSET = 18
-
-# What rebuilds a layer: its arguments in torch, each an attribute of the same name.
-ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.Linear: ("in_features", "out_features"),
-    nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding"),
-    nn.ConvTranspose2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding"),
-    nn.BatchNorm2d: ("num_features", "eps"),
-    nn.GroupNorm: ("num_groups", "num_channels", "eps"),
-    nn.MaxPool2d: ("kernel_size",), nn.AvgPool2d: ("kernel_size",), nn.Upsample: ("size",),
-    nn.Flatten: ("start_dim",), nn.Unflatten: ("dim", "unflattened_size"),
-    nn.ReLU: (), nn.LeakyReLU: ("negative_slope",), nn.ELU: ("alpha",), nn.GELU: (), nn.SiLU: (), nn.Tanh: (),
-    nn.Softplus: (), nn.Sigmoid: (),
-}  # fmt: skip
-
-# The mean of p(x|z) from `params`, the decoder's output as (B, P, C, H, W); F is torch.nn.functional.
-MEANS = {
-    "SquaredErrorHead": {"sigmoid": "torch.sigmoid(params[:, 0])", "linear": "params[:, 0]"},
-    "GaussianHead": {"sigmoid": "torch.sigmoid(params[:, 0])", "linear": "params[:, 0]"},
-    "BernoulliHead": "torch.sigmoid(params[:, 0])",
-    "CrossEntropyHead": "torch.sigmoid(params[:, 0])",
-    "ContinuousBernoulliHead": "with l = params[:, 0]: 1 / (1 - exp(-l)) - 1 / l, and 1/2 + l / 12 where |l| < 0.05",
-    "DiscretizedLogisticHead": {
-        link: f"with m = {mean}, s = min_scale + F.softplus(params[:, 1] - log(9.5)): the sum over k = 0..254 of "
-        "sigmoid((m - (k + 0.5) / 255) / s) / 255"
-        for link, mean in (("sigmoid", "sigmoid(params[:, 0])"), ("linear", "params[:, 0]"))
-    },
-}
 
 
 def export(path: str, format_: str, out: str | None, **how: Any) -> None:
@@ -102,37 +75,24 @@ def is_standard(vae: VAE) -> bool:
 
 def sequential(vae: VAE, half: str) -> nn.Sequential:
     """A half as a plain stack of torch's own layers, which share its weights; raises InputError for an own network."""
-    net = getattr(vae, half)
-    match net:
-        case MLPEncoder():
-            layers = [nn.Flatten(), *net.hidden, net.out]
-        case ConvEncoder():
-            layers = [*net.convolutions, nn.Flatten(), *net.hidden, net.out]
-        case MLPDecoder():
-            layers = [*net.hidden, net.out, nn.Unflatten(1, net.image_shape)]
-        case ConvDecoder():
-            layers = [*net.hidden, nn.Unflatten(1, net.small), *net.convolutions]
-        case _:
-            raise InputError(
-                f"--format: {type(net).__name__} is a network of your own, which model.json cannot describe; take "
-                "--format onnx"
-            )
-    return nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.Dropout)))
+    try:
+        return nn.Sequential(*plain_layers(getattr(vae, half)))
+    except InputError as error:
+        raise InputError(f"--format: {error}; take --format onnx") from error
 
 
 def describe_layers(vae: VAE, halves: dict[str, nn.Sequential]) -> dict[str, Any]:
     """What plain torch needs beside the weights."""
-    head = type(vae.likelihood).__name__
-    mean = MEANS.get(head, "the likelihood is an own one")
+    head = vae.likelihood.describe()
     return {
         "use": "net = nn.Sequential(*(getattr(nn, layer['type'])(**layer['arguments']) for layer in layers)); "
         "net.load_state_dict(weights); net.eval()",
         "layers": {half: [describe_layer(layer) for layer in net] for half, net in halves.items()},
         "encoder_output": posterior_in_words(vae),
         "decoder_output": "params.view(B, P, C, H, W)",
-        "params_per_pixel": vae.likelihood.params_per_pixel,
-        "mean_of_x": mean[vae.likelihood.link] if isinstance(mean, dict) else mean,
-        **scales(vae),
+        "params_per_pixel": head["params_per_pixel"],
+        "mean_of_x": head["mean"] or "the likelihood is an own one",
+        **{name: head[name] for name in ("sigma", "min_sigma", "min_scale") if head.get(name) is not None},
     }
 
 
@@ -141,23 +101,6 @@ def posterior_in_words(vae: VAE) -> str:
     if kind in ("NoneType", "Diagonal"):
         return "mu, log_var = output.chunk(2, dim=1); q(z|x) = N(mu, exp(log_var))"
     return f"what the posterior {kind} is made of; take --format onnx for its mean"
-
-
-def scales(vae: VAE) -> dict[str, float]:
-    """The spread of x where the head keeps it beside the decoder."""
-    head = vae.likelihood
-    found = {}
-    if getattr(head, "sigma", None) in ("shared", "optimal") or isinstance(getattr(head, "sigma", None), float):
-        found["sigma"] = float(head.scale(torch.zeros(1, 1, 1, 1, 1, 1)))  # type: ignore[operator]  # a Gaussian head
-    for name in ("min_sigma", "min_scale"):
-        if isinstance(getattr(head, name, None), float):
-            found[name] = getattr(head, name)
-    return found
-
-
-def describe_layer(layer: nn.Module) -> dict[str, Any]:
-    arguments = {name: getattr(layer, name) for name in ARGUMENTS[type(layer)]}
-    return {"type": type(layer).__name__, "arguments": arguments}
 
 
 def _write_weights(path: Path, net: nn.Module, format_: str) -> None:

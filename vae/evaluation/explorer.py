@@ -20,7 +20,7 @@ from vae.evaluation import metrics
 from vae.evaluation.draws import decode, encodable
 from vae.evaluation.estimates import posteriors
 from vae.model import VAE
-from vae.networks import ACTIVATIONS, ConvDecoder, ConvEncoder, Dropout, MLPDecoder, MLPEncoder
+from vae.networks import ACTIVATIONS, ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, plain_layers
 from vae.noise import derive
 from vae.posteriors import Diagonal
 
@@ -30,14 +30,6 @@ PRIOR_DRAWS = 256
 IMAGE_TOLERANCE, LATENT_TOLERANCE = 1 / 255, 5e-4
 
 Step = dict[str, Any]
-HEADS: dict[type, str] = {
-    likelihoods.SquaredErrorHead: "squared_error",
-    likelihoods.GaussianHead: "gaussian",
-    likelihoods.BernoulliHead: "bernoulli",
-    likelihoods.CrossEntropyHead: "bernoulli",
-    likelihoods.ContinuousBernoulliHead: "continuous_bernoulli",
-    likelihoods.DiscretizedLogisticHead: "discretized_logistic",
-}
 
 
 @torch.no_grad()
@@ -64,7 +56,7 @@ def explorer(vae: VAE, images: Tensor | None, labels: Sequence[int] | None, seed
         "binary": binary,
         "encoder": network(vae.encoder, encoder_fits(vae, x)),
         "decoder": network(vae.decoder, decoder_fits(vae, z)),
-        "head": head(vae.likelihood),
+        "head": vae.likelihood.describe(),
         "low": z.amin(0).tolist(),
         "high": z.amax(0).tolist(),
         "use": (q.mu.var(0) if q.kl_per_latent is None else q.kl_per_latent).tolist(),
@@ -91,7 +83,7 @@ def check(vae: VAE) -> None:
         raise InputError(
             f"posterior={type(vae.posterior_head).__name__}: the explorer computes posterior=diagonal only"
         )
-    if type(vae.likelihood) not in HEADS:
+    if type(vae.likelihood) not in likelihoods.NAMES:
         raise InputError(
             f"likelihood={type(vae.likelihood).__name__}: the explorer computes the project's own likelihoods only"
         )
@@ -101,18 +93,6 @@ def draws(vae: VAE, seed: int) -> Tensor:
     """z (n, D) ~ p(z), whatever the prior is."""
     generator = torch.Generator().manual_seed(derive(seed, "explorer"))
     return vae.draw_prior(torch.randn(PRIOR_DRAWS, vae.noise_per_draw, generator=generator).to(vae.prior_loc))
-
-
-def head(likelihood: likelihoods.Likelihood) -> dict[str, Any]:
-    """How the decoder's output becomes p(x|z): `sigma` where one number serves all pixels, else its `floor`."""
-    one_sigma = isinstance(likelihood, likelihoods.GaussianHead) and likelihood.sigma != "pixel"
-    return {
-        "name": HEADS[type(likelihood)],
-        "link": likelihood.link,
-        "params": likelihood.params_per_pixel,
-        "sigma": float(likelihood.scale(torch.zeros(()))) if one_sigma else None,  # type: ignore[operator]
-        "floor": getattr(likelihood, "min_sigma", getattr(likelihood, "min_scale", None)),
-    }
 
 
 def encoder_fits(vae: VAE, x: Tensor) -> bool:
@@ -139,7 +119,7 @@ def rounded_to_half(half: nn.Module) -> nn.Module:
 def network(half: nn.Module, in_half: bool) -> dict[str, Any]:
     """`steps` in order, and `weights`: one vector that the steps point into by (offset, length)."""
     steps, weights, size = [], [], 0
-    for step, tensors in flat_steps(layers(half)):
+    for step, tensors in flat_steps(plain_layers(half)):
         for name, tensor in tensors.items():
             step[name] = [size, tensor.numel()]
             size += tensor.numel()
@@ -149,20 +129,8 @@ def network(half: nn.Module, in_half: bool) -> dict[str, Any]:
     return {"steps": steps, "weights": packed(flat.astype(np.float16) if in_half else flat)}
 
 
-def layers(half: nn.Module) -> list[nn.Module]:
-    """The modules of a half in the order of its forward pass."""
-    match half:
-        case ConvEncoder():
-            return [*half.convolutions, *half.hidden, half.out]
-        case ConvDecoder():
-            return [*half.hidden, nn.Unflatten(1, half.small), *half.convolutions]
-        case MLPEncoder() | MLPDecoder():
-            return [*half.hidden, half.out]
-    raise TypeError(f"{type(half).__name__} is no half of this project")
-
-
 def flat_steps(modules: Iterable[nn.Module]) -> Iterator[tuple[Step, dict[str, Tensor]]]:
-    """What nn.js does for each module, and the tensors that it needs; dropout does nothing in eval mode."""
+    """What nn.js does for each module, and the tensors that it needs."""
     activations = {kind: name for name, kind in ACTIVATIONS.items()}
     for module in modules:
         match module:
@@ -192,7 +160,7 @@ def flat_steps(modules: Iterable[nn.Module]) -> Iterator[tuple[Step, dict[str, T
                 yield {"op": "upsample", "size": list(module.size)}, {}  # type: ignore[arg-type]
             case nn.Unflatten():
                 yield {"op": "view", "shape": list(module.unflattened_size)}, {}  # type: ignore[arg-type]
-            case Dropout():
+            case nn.Flatten():  # the page's arrays are flat
                 pass
             case _:
                 yield {"op": "activation", "name": activations[type(module)]}, {}

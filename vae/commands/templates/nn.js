@@ -160,11 +160,11 @@ const logisticMean = (loc, scale) => {
 const HEADS = {
   squared_error: {
     mean: (head, a) => linked(head, a),
-    draw: (head, a, b) => linked(head, a) + (head.params > 1 ? Math.exp(0.5 * b) * normal() : 0),
+    draw: (head, a, b) => linked(head, a) + (head.params_per_pixel > 1 ? Math.exp(0.5 * b) * normal() : 0),
   },
   gaussian: {
     mean: (head, a) => linked(head, a),
-    draw: (head, a, b) => linked(head, a) + (head.params > 1 ? head.floor + softplus(b) : head.sigma) * normal(),
+    draw: (head, a, b) => linked(head, a) + (head.sigma === null ? head.min_sigma + softplus(b) : head.sigma) * normal(),
   },
   bernoulli: { mean: (head, a) => sigmoid(a), draw: (head, a) => +(Math.random() < sigmoid(a)) },
   continuous_bernoulli: {
@@ -185,8 +185,9 @@ const HEADS = {
     },
   },
 };
+HEADS.cross_entropy = HEADS.bernoulli;
 const linked = (head, v) => (head.link === "sigmoid" ? sigmoid(v) : v);
-const logisticScale = (head, v) => head.floor + softplus(v - Math.log(9.5));
+const logisticScale = (head, v) => head.min_scale + softplus(v - Math.log(9.5));
 
 async function loadModel(data) {
   const [encoder, decoder] = await Promise.all([loadNetwork(data.encoder), loadNetwork(data.decoder)]);
