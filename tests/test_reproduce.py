@@ -229,7 +229,7 @@ def test_a_rung_is_trained_once_and_judged_and_its_runs_are_in_the_ledger(
         (1, "better"),
         (1, "undecided: one seed has no interval"),
     ]
-    assert "| tiny | dev/loss, b | 1e+06 +- 1 |" in (out / "reproduced.md").read_text()
+    assert "| tiny | dev/loss, b | 1e+06 ± 1 |" in (out / "reproduced.md").read_text()
 
     before = {name: entry for name, entry in tree(out).items() if not name.startswith("reproduced")}
     assert vae(monkeypatch, "reproduce", "tiny", "--out", str(out)) == 0

@@ -346,7 +346,7 @@ def show(measures: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    titles = ("an epoch of", "seconds", "+-", "images a second", "to the bare loop", "validated")
+    titles = ("an epoch of", "seconds", "spread", "images a second", "to the bare loop", "validated")
     table = Table(*titles, box=box.SIMPLE)
     for name, row in measures["parts"].items():
         table.add_row(

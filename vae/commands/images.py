@@ -14,6 +14,7 @@ from vae.errors import InputError
 from vae.evaluation import draws, figures
 from vae.evaluation.estimates import image_scores
 from vae.run.load import TrainedRun
+from vae.words import HALF_INTERVAL, plus_minus, printable
 
 WIDE = 12  # pairs of images in a row
 SHOWN = 40  # of the most unusual images
@@ -80,9 +81,10 @@ def score(
     found, error = image_scores(run.vae, given.source(run), samples, seed, bar=True)
     order = found.argsort()
     what = "log p(x)" if run.vae.likelihood.normalised else "minus (reconstruction + KL), which are no nats"
-    print(f"{what}, {samples} importance samples an image; the most unusual of {len(found)} first")
+    print(f"{what}, the most unusual of {len(found)} images first; ± over {samples} importance samples")
     for rank, row in enumerate(order[:LISTED].tolist(), 1):
-        print(f"{rank:>4}  {found[row]:>12.2f} +- {error[row]:<8.2f} {given.names[row]}{_label(given, row)}")
+        value = plus_minus(float(found[row]), HALF_INTERVAL * float(error[row]))
+        print(f"{rank:>4}  {value:>20}  {printable(given.names[row])}{_label(given, row)}")
     for name in against or ():
         others, _ = image_scores(run.vae, contrast(run, name, given, seed), samples, seed, bar=True)
         print(f"against {name}: area under the ROC curve {area(found, others):.4f} ({len(others)} images)")

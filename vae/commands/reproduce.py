@@ -27,7 +27,7 @@ from vae.files import replace
 from vae.run.compose import compose
 from vae.run.directory import NOT_IDENTITY, describe_differences, differences, read_metrics, read_settings
 from vae.run.keys import CONF, nearest
-from vae.words import digits, short_commits
+from vae.words import plus_minus, short_commits
 
 REFUSED = 2  # train.py's exit code for bad input
 PATIENCE = 60  # seconds that a run has to save and stop when the budget is spent
@@ -56,7 +56,7 @@ class Claim:
     @property
     def wanted(self) -> str:
         if self.target is not None:
-            return f"{self.target:g} +- {self.tolerance:g}"
+            return f"{self.target:g} ± {self.tolerance:g}"
         return f"< {self.below:g}" if self.below is not None else f"> {self.above:g}"
 
 
@@ -322,9 +322,7 @@ HEAD = ("rung", "what", "target", "obtained", "seeds", "verdict", "source")
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    places = digits(row.error) if row.error else 2
-    obtained = "" if row.obtained is None else f"{row.obtained:.{places}f}"
-    obtained += "" if row.error is None else f" +- {row.error:.{places}f}"
+    obtained = "" if row.obtained is None else plus_minus(row.obtained, row.error)
     return row.rung, row.claim, row.wanted, obtained, str(row.seeds), row.verdict, row.source
 
 
@@ -333,7 +331,7 @@ def write(rows: Sequence[Row], folder: Path) -> None:
     lines = [
         "# Reproduced", "",
         "Made by `vae reproduce`. A target is a number with the tolerance that we allow, or a bound on one of our",
-        "numbers or on a difference between two of our models, seed by seed. +- is half of a 95 % interval: over",
+        "numbers or on a difference between two of our models, seed by seed. ± is half of a 95 % interval: over",
         "seeds, or over test images where there is one seed.", "",
         f"| {' | '.join((*HEAD, 'commit', 'date'))} |", f"|{'---|' * (len(HEAD) + 2)}",
         *(f"| {' | '.join((*cells(row), row.commits, row.date))} |" for row in rows),

@@ -29,7 +29,7 @@ from vae.evaluation.panels import (
     traversal_figure,
 )
 from vae.model import VAE
-from vae.words import error_of
+from vae.words import HALF_INTERVAL, error_of, plus_minus
 
 POINTS = 5000  # images in a scatter plot
 
@@ -326,11 +326,11 @@ def true_posterior(s: Subject) -> Figure:
 
 
 def gap_words(gaps: exact.Gaps) -> str:
-    """The gaps in nats per image, each with its standard error."""
+    """The gaps in nats per image, each with half of its 95 % interval."""
     parts = {"log p(x)": gaps.log_px, "ELBO": gaps.elbo}
     parts |= {"approximation gap": gaps.approximation, "amortisation gap": gaps.amortisation}
     means = {name: metrics.mean_and_error(values) for name, values in parts.items()}
-    words = [f"{name} {signed(mean, 2)} \u00b1 {error:.2f}" for name, (mean, error) in means.items()]
+    words = [f"{name} {plus_minus(mean, HALF_INTERVAL * error)}" for name, (mean, error) in means.items()]
     return f"means over {len(gaps.elbo)} images, nats: {', '.join(words)}; log p(x) by quadrature"
 
 
