@@ -17,7 +17,8 @@ from vae.commands import cli
 from vae.commands.explore import explore
 from vae.commands.page import write_page
 from vae.errors import InputError
-from vae.evaluation.explorer import draws, explorer, network, packed
+from vae.evaluation.draws import prior_latents
+from vae.evaluation.explorer import explorer, network, packed
 from vae.networks import ACTIVATIONS, ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from vae.priors import GaussianMixture, Standard
 
@@ -108,7 +109,7 @@ def test_draws_are_the_model_s_own_prior_s() -> None:
         vae.prior_head.log_scale.fill_(-2)  # type: ignore[union-attr, operator]
     far = explorer(vae, some_images(), some_labels(), 0, False)
     assert far["prior"]["shape"] == [256, 3]
-    z = draws(vae, 0)
+    z = prior_latents(vae, 256, 0)
     assert z.abs().min() > 2
     assert far["low"] < [-4, -4, -4]
     assert far["high"] > [4, 4, 4]

@@ -29,8 +29,8 @@ from vae.distributions import (
     paired_noise,
 )
 from vae.errors import InputError
+from vae.evaluation.draws import prior_quantiles
 from vae.evaluation.estimates import bounds, objective_metrics, posteriors
-from vae.evaluation.panels import prior_quantiles
 from vae.flows import Autoregressive, Chain, Coupling
 from vae.likelihoods import BernoulliHead, GaussianHead
 from vae.model import VAE

@@ -1,6 +1,8 @@
 """A trained model in use: what the verbs of the `vae` command write, and what `load_run` gives."""
 
+import base64
 import csv
+import gzip
 import io
 import json
 import math
@@ -21,7 +23,9 @@ from vae.commands import images, latents, output, runs
 from vae.data.batches import as_floats
 from vae.data.photographs import fit_image
 from vae.errors import InputError
-from vae.evaluation import draws, estimates
+from vae.evaluation import draws, estimates, figures
+from vae.evaluation.explorer import explorer
+from vae.evaluation.panels import prior_figure
 from vae.run.load import TrainedRun, load_run
 
 COMMAND = (
@@ -229,6 +233,18 @@ def test_a_model_without_nats_scores_by_its_loss_and_has_no_log_p(sweep: Path) -
     score, error = estimates.image_scores(run.vae, x, 2000, 0)
     elbo = estimates.bounds(run.vae, x, 2000, 1).elbo
     assert ((score - elbo).abs() < 6 * error).all()
+
+
+def test_one_seed_gives_the_command_the_figure_and_the_page_the_same_draws(
+    numbers: Any, run: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, drawn = numbers("sample", "-n", "100", "--seed", "3"), []
+    monkeypatch.setattr(figures, "grid", lambda images, *rest: drawn.append(images))
+    prior_figure(run.vae, 3, "")
+    np.testing.assert_array_equal(drawn[0], shown["x"])
+    packed = explorer(run.vae, None, None, 3, False)["prior"]
+    z = np.frombuffer(gzip.decompress(base64.b64decode(packed["gzip"])), packed["type"]).reshape(packed["shape"])
+    np.testing.assert_array_equal(z[:100], shown["z"])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from vae.commands.opening import default_out, describe, labelled, one_image, ope
 from vae.commands.output import check_out, write
 from vae.errors import InputError
 from vae.evaluation import draws, figures
-from vae.evaluation.panels import latent_names, prior_quantiles, values_of
+from vae.evaluation.draws import prior_quantiles
+from vae.evaluation.panels import latent_names, values_of
 from vae.run.load import TrainedRun
 
 LOW, HIGH = 0.02, 0.98  # quantiles of the prior between which a latent moves

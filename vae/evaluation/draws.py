@@ -48,6 +48,44 @@ def prior_latents(vae: VAE, count: int, seed: int, temperature: float = 1.0) -> 
     return mean + temperature * (z - mean)
 
 
+def quantile_levels(steps: int) -> Tensor:
+    """(steps,): the prior's quantiles, 2 % to 98 %, through which pictures move a latent."""
+    return torch.linspace(0.02, 0.98, steps)
+
+
+@torch.inference_mode()
+def prior_quantiles(vae: VAE, levels: Tensor) -> Tensor:
+    """(n, D) on the CPU: each latent's quantiles under the prior, exact where it knows them, else of 10,000 draws."""
+    try:
+        return vae.prior.icdf(levels.unsqueeze(1).to(vae.prior_loc)).cpu()
+    except (AttributeError, NotImplementedError):
+        return prior_latents(vae, 10_000, 0).quantile(levels.to(vae.prior_loc.dtype), dim=0)
+
+
+def traversal(vae: VAE, latents: list[int], steps: int, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """z (rows, steps, D) and quantiles (steps, D): row i moves `latents[i]` through the quantiles of the prior.
+
+    The others stay at `start` (D,), by default the prior's medians.
+    """
+    quantiles = prior_quantiles(vae, quantile_levels(steps))
+    start = prior_quantiles(vae, torch.tensor([0.5]))[0] if start is None else start
+    z = start.repeat(len(latents), steps, 1)
+    for row, latent in enumerate(latents):
+        z[row, :, latent] = quantiles[:, latent]
+    return z, quantiles
+
+
+def plane(vae: VAE, right: int, up: int, steps: int) -> tuple[Tensor, Tensor]:
+    """z (steps, steps, D) and quantiles (steps, D): latent `right` grows along a row, latent `up` from the last to the
+    first; the others stay at the prior's medians.
+    """
+    quantiles = prior_quantiles(vae, quantile_levels(steps))
+    z = prior_quantiles(vae, torch.tensor([0.5]))[0].repeat(steps, steps, 1)
+    z[:, :, right] = quantiles[:, right]
+    z[:, :, up] = quantiles[:, up].flip(0).unsqueeze(1)
+    return z, quantiles
+
+
 @torch.inference_mode()
 def posterior_latents(vae: VAE, images: Tensor | Images, count: int, seed: int, temperature: float = 1.0) -> Tensor:
     """z (N, D) from a Gaussian mixture fitted to the aggregate posterior, one draw from q(z|x) of each image.

@@ -17,11 +17,10 @@ from vae import likelihoods
 from vae.data.batches import as_floats
 from vae.errors import InputError
 from vae.evaluation import metrics
-from vae.evaluation.draws import decode, encodable
+from vae.evaluation.draws import decode, encodable, prior_latents
 from vae.evaluation.estimates import posteriors
 from vae.model import VAE
 from vae.networks import ACTIVATIONS, ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, plain_layers
-from vae.noise import derive
 from vae.posteriors import Diagonal
 
 LATENTS = 64  # sliders that a person can still find
@@ -40,7 +39,7 @@ def explorer(vae: VAE, images: Tensor | None, labels: Sequence[int] | None, seed
     made black and white before it is encoded. Raises InputError for a model that the page cannot compute.
     """
     check(vae)
-    prior = draws(vae, seed)
+    prior = prior_latents(vae, PRIOR_DRAWS, seed).to(vae.prior_loc)
     x = (decode(vae, prior, encodable(vae), seed) if images is None else as_floats(images)).to(vae.prior_loc)
     q = posteriors(vae, (x * 255).round().to(torch.uint8))
     z = torch.cat([q.mu.to(prior), prior])
@@ -87,12 +86,6 @@ def check(vae: VAE) -> None:
         raise InputError(
             f"likelihood={type(vae.likelihood).__name__}: the explorer computes the project's own likelihoods only"
         )
-
-
-def draws(vae: VAE, seed: int) -> Tensor:
-    """z (n, D) ~ p(z), whatever the prior is."""
-    generator = torch.Generator().manual_seed(derive(seed, "explorer"))
-    return vae.draw_prior(torch.randn(PRIOR_DRAWS, vae.noise_per_draw, generator=generator).to(vae.prior_loc))
 
 
 def encoder_fits(vae: VAE, x: Tensor) -> bool:

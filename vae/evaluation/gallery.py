@@ -15,15 +15,14 @@ from vae.errors import InputError
 from vae.evaluation import estimates, exact, figures, metrics
 from vae.evaluation.architecture import architecture_figure
 from vae.evaluation.baselines import baselines
+from vae.evaluation.draws import decode, prior_latents
 from vae.evaluation.estimates import Generated, Posteriors, posteriors
 from vae.evaluation.figures.page import signed
 from vae.evaluation.panels import (
-    decoded,
     device_of,
     example_images,
     latent_names,
     manifold_figure,
-    prior_draws,
     prior_figure,
     reconstruction_figure,
     traversal_figure,
@@ -126,7 +125,7 @@ def noise_is_invisible(s: Subject) -> bool:
     likelihood = s.vae.likelihood
     if likelihood.support == "binary" or not likelihood.has_sigma:
         return not likelihood.normalised
-    z = prior_draws(s.vae, s.seed, 10).to(device_of(s.vae))
+    z = prior_latents(s.vae, 10, s.seed).to(device_of(s.vae))
     return s.vae.decode(z.unsqueeze(0), 0).stddev.mean().item() <= 1 / 255
 
 
@@ -204,7 +203,7 @@ def interpolations(s: Subject) -> Figure:
     rows = []
     for a in range(0, len(s.examples), 2):
         b = (a + 1) % len(s.examples)
-        between = decoded(s.vae, means[a].lerp(means[b], steps), s.seed)
+        between = decode(s.vae, means[a].lerp(means[b], steps))
         rows += [s.examples[a : a + 1], between, s.examples[b : b + 1]]
     text = f"{s.what}; dev; means of p(x|z) on straight lines between the posterior means of two images"
     labels = ["image", *(f"{100 * step:.0f} %" for step in steps.flatten().tolist()), "image"]
@@ -244,7 +243,7 @@ def aggregate_posterior(s: Subject) -> Figure:
     torch.default_generator.manual_seed(0)
     x = as_floats(s.data.dev.images[:POINTS]).to(device_of(s.vae))
     q = s.vae.encode(x).sample(torch.Size((1,)))[0].cpu()  # (N, D)
-    prior = prior_draws(s.vae, s.seed, 50_000).cpu()
+    prior = prior_latents(s.vae, 50_000, s.seed)
     text = (
         f"{s.what}; dev; one draw of q(z|x) for each of {len(q):,} images, 50,000 of the prior; "
         "the latents of the largest KL first"
