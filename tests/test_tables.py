@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, settings_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from vae.commands import cli
 from vae.tables import as_csv, text_table
@@ -24,6 +26,8 @@ METRICS = {
     "test/nll_samples": 50, "test/elbo": -30.0, "test/active_units": 3, "epochs": 70, "best_epoch": 60,
     "stopped_early": 0, "seconds": 61.25, "provenance": {"format": 2, "git_commit": None, "data_md5": "1"},
 }  # fmt: skip
+
+DAMAGE: list[Any] = [None, "text", -1, [], [1, {}], {}, {"_target_": None}, {"a": {"b": [None]}}, True, 1e400]
 
 
 def write_run(folder: Path, plain: Any = PLAIN, metrics: Any = METRICS) -> Path:
@@ -51,6 +55,46 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return code, captured.out + captured.err
 
     return run
+
+
+def places(node: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Every group and key of a configuration."""
+    found = [path] if path else []
+    for name, value in node.items() if isinstance(node, dict) else ():
+        found += places(value, (*path, name))
+    return found
+
+
+def damaged(node: Any, path: tuple[str, ...], value: Any) -> Any:
+    return value if not path else node | {path[0]: damaged(node[path[0]], path[1:], value)}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_run_ends_no_list(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory, call: Call) -> None:
+    root = tmp_path_factory.mktemp("runs")
+    kind = data.draw(st.sampled_from([PLAIN, METRICS]))
+    broken = damaged(kind, data.draw(st.sampled_from(places(kind))), data.draw(st.sampled_from(DAMAGE)))
+    write_run(root / "good")
+    write_run(root / "bad", *((broken, METRICS) if kind is PLAIN else (PLAIN, broken)))
+    for verb in ("runs", "ledger", "compare"):
+        code, said = call(verb, root)
+        assert code == 0, said
+        assert "29.25" in said or "30.5" in said  # the good one's
+        assert "good" in said or verb == "compare"
+    assert "bad" in call("runs", root)[1]
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "metrics.json"])
+@pytest.mark.parametrize("content", ["null", "text", "", "[]", "[" * 100_000, "a: &a [*a]", "{", "\x00", "1"])
+def test_a_file_that_is_none_makes_a_line(file: str, content: str, tmp_path: Path, call: Call) -> None:
+    write_run(tmp_path / "good")
+    write_run(tmp_path / "bad")
+    (tmp_path / "bad" / file).write_text(content)
+    for verb in ("runs", "compare"):
+        code, said = call(verb, tmp_path)
+        assert code == 0
+        assert [line for line in said.splitlines() if "bad" in line and "unreadable" in line], said
 
 
 def test_names_are_shown_as_they_are_without_moving_the_cursor(tmp_path: Path, call: Call) -> None:

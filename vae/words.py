@@ -24,16 +24,15 @@ def digits(error: float) -> int:
     return max(0, 1 - math.floor(math.log10(error)))
 
 
-def plus_minus(value: float, half: float | None, sign: str = "") -> str:
+def plus_minus(value: float, half: float | None) -> str:
     """`34.70 ± 0.57`, with as many decimals as `half`, half of the 95 % interval, allows.
 
-    Everywhere in the project `±` has this one meaning. Without an interval the value has four figures. `sign="+"` shows
-    the sign of positive values too.
+    Everywhere in the project `±` has this one meaning. Without an interval the value has four figures.
     """
-    if not half or not math.isfinite(half):
-        return number(value, sign)
+    if not half or not 0 < half < math.inf:
+        return number(value)
     places = digits(half)
-    return f"{round(value, places) + 0.0:{sign}.{places}f} ± {half:.{places}f}".replace("-", "−")
+    return f"{round(value, places) + 0.0:.{places}f} ± {half:.{places}f}".replace("-", "−")
 
 
 def number(value: float, sign: str = "") -> str:

@@ -196,9 +196,10 @@ def flatten_all(settings: Iterable[Plain]) -> list[dict[str, Any]]:
     return flats
 
 
-def option_of(group: str, target: str | None) -> str:
+def option_of(group: str, target: Any) -> str:
     """`adam` for torch.optim.Adam: the option of conf/ that names it, or else the name of the class."""
-    return options().get((group, target), str(target).rpartition(".")[2])
+    name = None if target is None else str(target)
+    return options().get((group, name), str(name).rpartition(".")[2])
 
 
 @functools.cache
@@ -343,7 +344,7 @@ def default_values(settings: Sequence[Plain]) -> Keys:
     from vae.run.compose import compose_config
     from vae.run.settings import resolve
 
-    names = {plain["data"].get("name") for plain in settings}
+    names = {str(plain["data"].get("name")) for plain in settings}
     data = [f"data={name}" for name in names if len(names) == 1 and Path(CONF, "data", f"{name}.yaml").is_file()]
     plain = resolve(compose_config([*data, *_shared_parts(settings)]))
     return {key: show(value) for key, value in flatten(plain).items()}

@@ -30,7 +30,8 @@ MAY_GROW = "trainer.max_epochs"
 
 # what a list of runs relies on, in any version's configuration
 ESSENTIAL: dict[str, type] = {
-    "latent_dim": int, "seed": int, "trainer.max_epochs": int, "prior._target_": str, "posterior._target_": str,
+    "latent_dim": int, "seed": int, "trainer.max_epochs": int, "callbacks.monitor": str,
+    "prior._target_": str, "posterior._target_": str,
     "likelihood._target_": str, "objective._target_": str, "data._target_": str,
 }  # fmt: skip
 
