@@ -153,6 +153,22 @@ def test_the_sweep_s_page_holds_the_table_of_vae_compare(sweep_page: Path, sweep
     assert "Not in the tables:" in sweep_page.read_text()
 
 
+def test_a_sweep_is_compared_by_a_metric_and_its_best_runs_are_drawn(sweep: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(sweep, tmp_path / "sweep"))
+    best = min(copy.glob("*/metrics.json"), key=lambda file: json.loads(file.read_text())["dev/kl"]).parent
+    shutil.rmtree(best / "figures")
+    before = sorted(copy.rglob("*"))
+    report(str(copy), tmp_path / "page.html", 1, metrics=["dev/kl"])
+    found = Cells((tmp_path / "page.html").read_text())
+    assert sorted(copy.rglob("*")) == before
+    assert found.rows[0][:4] == ["latent_dim", "model", "seeds", "dev/kl"]
+    assert ["key", "value", "against", "pairs"] in [row[:4] for row in found.rows]
+    assert len(found.alts) == 3 * 2
+    assert "No pictures" not in (tmp_path / "page.html").read_text()
+    with pytest.raises(InputError, match="is one run"):
+        report(str(best), tmp_path / "run.html", 0, metrics=["dev/kl"])
+
+
 def test_the_best_run_is_the_one_with_the_lowest_loss_or_the_highest_elbo() -> None:
     runs = [
         RunRecord(Path(str(n)), {"seed": n}, {"dev/loss": n, "dev/elbo": n, "dev/neg_elbo": n}, "finished")

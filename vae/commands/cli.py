@@ -173,7 +173,7 @@ def runs(
     out: Annotated[str | None, typer.Option(*OUT, help="All settings and metrics as .csv.", show_default=False)] = None,
     force: ForceOption = False,
 ) -> None:
-    """List the runs below a folder: how each stands, and its metrics.
+    """List the runs below a folder, grouped by what can be compared: the state of each and its metrics.
 
     Example: vae runs outputs --sort test/nll
     """
@@ -454,6 +454,10 @@ def report(
     ],
     output: OutputPage = Path("page.html"),
     images: ImagesOption = 1000,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a sweep: compare by this metric. Repeatable.", autocompletion=complete_metric),
+    ] = None,
     checkpoint: CheckpointOption = Checkpoint.best,
     trust: TrustOption = None,
     force: ForceOption = False,
@@ -464,18 +468,24 @@ def report(
     """
     from vae.commands.report import report
 
-    report(run, output, images, checkpoint, tuple(trust or ()), force)
+    report(run, output, images, checkpoint, tuple(trust or ()), force, metric or ())
 
 
 @app.command(rich_help_panel=RUNS)
 def compare(
     folders: Annotated[list[str], typer.Argument(metavar="DIR...", help="Folders with runs.", show_default=False)],
-    metric: Annotated[list[str] | None, typer.Option(help="A column; the first is tested. Repeatable.")] = None,
-    baseline: Annotated[str | None, typer.Option(metavar="KEY=VALUE,...", help="What the others differ from.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Metric to show; the first one is tested. Repeatable.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="KEY=VALUE,...", help="Configuration that the others are compared with.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(*OUT, help="Where the tables go.")] = None,
-    figures: Annotated[bool, typer.Option("--figures", help="Draw effects, pairs, curves and fronts too.")] = False,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Also draw effects, pairs of keys, learning curves and fronts.")
+    ] = False,
 ) -> None:
-    """Compare the runs of sweeps: a row a configuration, its mean over seeds, and which differences are noise.
+    """Compare the runs of sweeps: one row per configuration, its mean over seeds, and which differences are noise.
 
     Example: vae compare outputs/multirun/sizes --baseline latent_dim=4
     """
@@ -510,7 +520,7 @@ def ledger(
     out: Annotated[str | None, typer.Option(help="The same as .csv.", show_default=False)] = None,
     force: ForceOption = False,
 ) -> None:
-    """List every run with numbers in nats, best first, in groups within which they compare.
+    """List every run with an NLL in nats, best first, in groups whose numbers can be compared.
 
     Example: vae ledger outputs
     """

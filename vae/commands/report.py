@@ -2,6 +2,7 @@
 
 import base64
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,16 @@ Chart = dict[str, Any]
 
 
 def report(
-    path: str, output: Path, images: int, which: str = "best", trust: tuple[str, ...] = (), force: bool = False
-) -> None:
+    path: str, output: Path, images: int, which: str = "best", trust: tuple[str, ...] = (), force: bool = False,
+    metrics: Sequence[str] = (),
+) -> None:  # fmt: skip
     """Writes the page of a run, or of the runs below a folder; with no images, no data set is read."""
     if Path(path).is_dir() and not is_run(Path(path)) and any(find_directories(Path(path))):
         from vae.commands.report_sweep import report_sweep
 
-        return report_sweep(path, output, force)
+        return report_sweep(path, output, images > 0, trust, force, metrics)
+    if metrics:
+        raise InputError(f"--metric={metrics[0]}: chooses what the runs of a sweep are compared by; {path} is one run")
     find_run(path)  # answers in a moment, where torch takes seconds
     check_output(output, force, "plotly")
     from vae.run.load import load_run

@@ -1,5 +1,6 @@
 """`vae report SWEEP -o page.html`: the runs below a folder on one page."""
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,20 +9,30 @@ import numpy as np
 
 from vae.commands.page import check_output, write_page
 from vae.commands.report import default_settings, packed_plotly, picture
-from vae.errors import InputError
+from vae.errors import InputError, RunFailed
+from vae.evaluation.figures.page import write_figure
+from vae.evaluation.gallery import Subject, draw_figure
 from vae.run.compare import Comparison, Table, compare, flatten, lower_is_better
 from vae.run.compare_figures import curve_of, runs_by_value
 from vae.run.compare_text import cells_of, effect_cells, findings, title
 from vae.run.keys import show
+from vae.run.load import load_run
+from vae.run.settings import caption
 from vae.run.sweep import RunRecord
+from vae.words import number
 
 CURVES = 10  # lines that a legend still tells apart
 BEST = 3  # runs side by side
-SHOWN = ("reconstructions", "samples", "losses")
+SHOWN = ("reconstructions", "samples")
 
 
-def report_sweep(path: str, output: Path, force: bool, metrics: Sequence[str] = ()) -> None:
-    """Writes the page of a sweep; raises InputError where no run below the folder is finished."""
+def report_sweep(
+    path: str, output: Path, draws: bool, trust: tuple[str, ...] = (), force: bool = False, metrics: Sequence[str] = ()
+) -> None:
+    """Writes the page of a sweep; with `draws`, the pictures of its best runs are drawn where they are missing.
+
+    Raises InputError where no run below the folder is finished.
+    """
     check_output(output, force, "plotly")
     comparison = compare([path], metrics)
     if not comparison.tables:
@@ -31,7 +42,7 @@ def report_sweep(path: str, output: Path, force: bool, metrics: Sequence[str] = 
         output,
         "sweep.html.j2",
         name=Path(path).resolve().name,
-        tables=[table_values(table) for table in comparison.tables],
+        tables=[table_values(table, draws, trust) for table in comparison.tables],
         keys=comparison.keys,
         reasons=comparison.reasons,
         left_out=comparison.left_out,
@@ -49,7 +60,7 @@ def shared_keys(comparison: Comparison) -> list[str]:
     return [f"{name}={show(flats[0][name])}" for name in same if flats[0][name] != default.get(name)]
 
 
-def table_values(table: Table) -> dict[str, Any]:
+def table_values(table: Table, draws: bool, trust: tuple[str, ...]) -> dict[str, Any]:
     """The table in words, the effect of each key on its first metric, the curves, and the best runs."""
     metric = table.metrics[0]
     best = best_first(table, metric)
@@ -60,7 +71,7 @@ def table_values(table: Table) -> dict[str, Any]:
         "effects": rows_of(effect_cells(table)) if len(table.keys_that_vary) > 1 else [],
         "findings": findings(table),
         "charts": [*effect_charts(table, metric), *curves(best[:CURVES], metric)],
-        "best": [best_run(name, record, metric) for name, record in best[:BEST]],
+        "best": [best_run(name, record, metric, draws, trust) for name, record in best[:BEST]],
     }
 
 
@@ -104,12 +115,26 @@ def curves(runs: Sequence[tuple[str, RunRecord]], metric: str) -> list[dict[str,
     return [{"title": heading, "x": "epoch", "y": "", "series": series}] if series else []
 
 
-def best_run(name: str, record: RunRecord, metric: str) -> dict[str, Any]:
-    files = [record.directory / "figures" / f"{figure}.png" for figure in SHOWN]
-    return {
-        "name": name,
-        "run": record.name,
-        "value": f"{(record.metrics or {})[metric]:.4g}",
-        "figures": [picture(file) for file in files if file.exists()],
-        "path": str(record.directory),
-    }
+def best_run(name: str, record: RunRecord, metric: str, draws: bool, trust: tuple[str, ...]) -> dict[str, Any]:
+    figures, reason = pictures_of(record, draws, trust)
+    value = number((record.metrics or {})[metric])
+    return {"name": name, "run": record.name, "value": value, "figures": figures, "reason": reason}
+
+
+def pictures_of(record: RunRecord, draws: bool, trust: tuple[str, ...]) -> tuple[list[dict[str, str]], str]:
+    """The pictures of a run's evaluation, or drawn now from its best checkpoint; or none, and why."""
+    files = [record.directory / "figures" / f"{name}.png" for name in SHOWN]
+    if all(file.exists() for file in files):
+        return [picture(file) for file in files], ""
+    if not draws:
+        return [], f"its pictures have not been drawn; vae evaluate {record.directory} draws them"
+    try:
+        run = load_run(record.directory, trust=trust)
+        subject = Subject(run.vae, run.data, lambda _: [], caption(run.settings.plain), run.settings.seed)
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder, f"{name}.png") for name in SHOWN]
+            for file in files:
+                write_figure(draw_figure(file.stem, subject), file)
+            return [picture(file) for file in files], ""
+    except (InputError, RunFailed) as error:
+        return [], f"its pictures cannot be drawn: {error}"
