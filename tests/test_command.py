@@ -15,15 +15,14 @@ import yaml
 from conftest import ROOT, RUNS, SHORT, SMALL, composed, process, settings_of
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from vae.errors import InputError
 from vae.run import command
-from vae.run.compose import hydra_over
+from vae.run.compose import compose, hydra_over
 from vae.run.directory import Run, read_settings
-from vae.run.jobs import directory_of
+from vae.run.jobs import overrides_of_jobs
 from vae.run.keys import CONF, known_keys
-from vae.run.process import in_a_child, log_to
+from vae.run.process import log_to
 from vae.training.checkpoints import load
 
 # --- help -------------------------------------------------------------------------------------------------------------
@@ -164,7 +163,7 @@ def test_sweep_is_taken_apart_as_by_hydra(overrides: list[str]) -> None:
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
         (expected,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-        found = command.jobs(overrides)
+        found = overrides_of_jobs(overrides)
     assert [[part.replace("'", "") for part in job] for job in found] == [
         [part.replace("'", "") for part in job] for job in expected
     ] or (any("shuffle" in o for o in overrides) and sorted(map(str, found)) == sorted(map(str, expected)))
@@ -214,13 +213,15 @@ def test_two_processes_at_once_write_two_runs(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("outputs/*/*/metrics.json"))) == 2
 
 
-def test_a_process_of_another_device_finds_the_run_of_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("VAE_RUN_DIR", str(tmp_path))
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert in_a_child()
-    assert directory_of(composed(), settings_of()) == tmp_path
+def test_processes_of_other_devices_are_told_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning starts them by the same arguments, and the time may be in the directory's name."""
+    monkeypatch.setattr(sys, "argv", ["train.py", "trainer=ddp", "run_dir=x"])
+    run = Run(tmp_path / "a,b=c", settings_of("data=digits", "trainer=ddp"))
+    command.hand_on(run)
+    assert compose(sys.argv[1:]).run_dir == str(tmp_path / "a,b=c")
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    command.hand_on(Run(tmp_path, settings_of("data=digits")))
+    assert sys.argv == ["train.py"]
 
 
 def test_a_requeued_job_finds_its_run_and_another_command_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +269,7 @@ def test_an_unexpected_failure_names_the_log_which_has_its_trace(
         return 1 / 0
 
     with pytest.raises(SystemExit) as ended:
-        command.with_exit_codes(fails, OmegaConf.create())
+        command.with_exit_codes(fails, composed("data=digits"))
     assert ended.value.code == 1
     assert caplog.messages[-1].startswith("ZeroDivisionError: division by zero; its log: ")
     assert caplog.messages[-1].endswith("train.log")

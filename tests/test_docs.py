@@ -49,8 +49,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("arguments", [c for page in PAGES for c in commands(page)], ids=" ".join)
 def test_every_command_is_accepted(arguments: list[str]) -> None:
-    if "hydra/launcher=joblib" in arguments:
-        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     command.check(command.prepare(arguments))
 
 

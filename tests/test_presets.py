@@ -8,7 +8,7 @@ import yaml
 from conftest import process
 
 from vae.errors import InputError
-from vae.run import command
+from vae.run import command, jobs
 from vae.run.compose import compose_config, hydra_over
 from vae.run.keys import CONF
 
@@ -23,25 +23,25 @@ def preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     common, lines = ["seed=0,1", "dropout=0.1"], ["", "latent_dim=2,3", "model=conv model.encoder.norm=batch"]
     file.write_text(yaml.safe_dump({"common": common, "lines": lines}))
     with hydra_over():
-        monkeypatch.setattr(command, "CONF", str(tmp_path / "conf"))
+        monkeypatch.setattr(jobs, "CONF", str(tmp_path / "conf"))
         yield
 
 
 @pytest.mark.usefixtures("preset")
 def test_a_preset_is_the_union_of_its_lines_seed_by_seed() -> None:
-    jobs = command.preset_jobs("mine", [])
+    runs = jobs.preset_jobs("mine", [])
     line = [[], ["latent_dim=2"], ["latent_dim=3"], ["model=conv", "model.encoder.norm=batch"]]
-    assert jobs == [[f"seed={seed}", "dropout=0.1", *keys] for seed in (0, 1) for keys in line]
+    assert runs == [[f"seed={seed}", "dropout=0.1", *keys] for seed in (0, 1) for keys in line]
 
 
 @pytest.mark.usefixtures("preset")
 def test_the_command_wins_over_what_is_common_and_a_line_over_the_command() -> None:
-    jobs = command.preset_jobs("mine", ["dropout=0.2", "seed=5", "latent_dim=7"])
-    assert {"dropout=0.2"} <= set.intersection(*map(set, jobs))
-    assert [next(key for key in job if key.startswith("latent_dim")) for job in jobs] == [
+    runs = jobs.preset_jobs("mine", ["dropout=0.2", "seed=5", "latent_dim=7"])
+    assert {"dropout=0.2"} <= set.intersection(*map(set, runs))
+    assert [next(key for key in job if key.startswith("latent_dim")) for job in runs] == [
         "latent_dim=7", "latent_dim=2", "latent_dim=3", "latent_dim=7",
     ]  # fmt: skip
-    assert all("seed=5" in job for job in jobs)
+    assert all("seed=5" in job for job in runs)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -53,15 +53,15 @@ def test_every_preset_is_accepted(name: str) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_run_of_a_preset_is_a_configuration_of_its_own(name: str) -> None:
     with hydra_over():
-        jobs = command.preset_jobs(name, ["seed=0"])
-    composed = [compose_config(job) for job in jobs]
-    assert len({str(cfg) for cfg in composed}) == len(jobs) > 5
+        runs = jobs.preset_jobs(name, ["seed=0"])
+    composed = [compose_config(job) for job in runs]
+    assert len({str(cfg) for cfg in composed}) == len(runs) > 5
 
 
 def test_a_preset_that_is_not_there_and_one_without_m_are_refused() -> None:
     with pytest.raises(InputError, match=r"sweep=nine: there is no such option; it is one of .*report_claims"):
         command.check(command.prepare(["-m", "sweep=nine"]))
-    with pytest.raises(InputError, match=r"sweep=report_claims: is several runs; give it with -m"):
+    with pytest.raises(InputError, match=r"sweep=report_claims: is for several runs; give it with -m"):
         command.check(command.prepare(["sweep=report_claims"]))
 
 

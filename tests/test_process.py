@@ -99,7 +99,7 @@ def test_no_child_imports_from_the_working_directory(hostile: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_the_workers_of_a_sweep_import_nothing_from_the_working_directory(hostile: Path, launcher: str) -> None:
-    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    pytest.importorskip(launcher.partition("_")[0])
     given = ("-m", "seed=0,1", *SHORT, f"run_dir={hostile / 'runs'}", f"hydra/launcher={launcher}", "threads=1")
     ended = process(*given, cwd=hostile)
     assert ended.returncode == 0, ended.stdout + ended.stderr

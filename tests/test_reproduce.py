@@ -1,6 +1,7 @@
 """`vae reproduce`: the ladder's files, its verdicts, its budget, its resumption; and `vae ledger`."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import yaml
 from conftest import ROOT, tree
 
 from vae.commands import cli, ledger, reproduce
-from vae.commands.reproduce import Claim, Rung, commands, judge, ladder, mean_and_error, verdict
+from vae.commands.reproduce import Claim, Rung, columns, jobs_of, judge, ladder, verdict
 from vae.run.compose import compose
 from vae.run.sweep import is_locked
 
@@ -54,35 +55,68 @@ def test_every_rung_s_runs_compose_and_its_claims_name_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mean", "better", "expected"),
+    ("mean", "half", "better", "expected"),
     [
-        (86.0, "lower", "reproduced"),
-        (86.9, "lower", "reproduced"),
-        (87.1, "lower", "not reproduced"),
-        (84.9, "lower", "better"),
-        (87.1, "higher", "better"),
-        (84.9, "higher", "not reproduced"),
+        (86.0, 0.9, "lower", "reproduced"),
+        (86.0, 1.1, "lower", "undecided"),  # its mean alone would be within 85 to 87
+        (86.9, 0.05, "lower", "reproduced"),
+        (86.9, 0.3, "lower", "undecided"),
+        (87.4, 0.3, "lower", "not reproduced"),
+        (84.6, 0.3, "lower", "better"),
+        (84.8, 0.3, "lower", "undecided"),
+        (87.4, 0.3, "higher", "better"),
+        (84.6, 0.3, "higher", "not reproduced"),
     ],
 )
-def test_verdicts_of_a_target(mean: float, better: str, expected: str) -> None:
+def test_verdicts_of_a_target_are_those_of_the_whole_interval(
+    mean: float, half: float, better: str, expected: str
+) -> None:
     claim = Claim("test/nll", "a", target=86.0, tolerance=1.0, better=better)
-    assert verdict(claim, mean, 0.3) == expected
+    assert verdict(claim, mean, half).partition(":")[0] == expected
 
 
 def test_a_difference_is_reproduced_only_where_its_interval_excludes_the_bound() -> None:
     claim = Claim("test/nll", "a", minus="b", below=0.0)
     assert verdict(claim, -1.0, 0.9) == "reproduced"
-    assert verdict(claim, -1.0, 1.1) == "not reproduced"
-    assert verdict(claim, -1.0, None).startswith("undecided")
+    assert verdict(claim, -1.0, 1.1).startswith("undecided: the interval")
+    assert verdict(claim, 1.0, 0.9) == "not reproduced"
     assert verdict(Claim("x", "a", minus="b", above=0.0), 2.0, 1.0) == "reproduced"
 
 
-def test_the_interval_is_student_s() -> None:
-    mean, error = mean_and_error([1.0, 2.0, 3.0], None)
-    assert mean == 2
-    assert error == pytest.approx(4.302653 / 3**0.5)  # t of 2 degrees of freedom at 0.975
-    assert mean_and_error([5.0], 0.1) == (5.0, pytest.approx(0.196))
-    assert mean_and_error([], None) == (None, None)
+def test_one_seed_and_seeds_without_spread_decide_nothing_and_say_so() -> None:
+    claim = Claim("test/nll", "a", target=86.0, tolerance=1.0)
+    for mean, place in ((86.5, "reproduced"), (80.0, "better"), (90.0, "not reproduced")):
+        assert verdict(claim, mean, None) == f"undecided: one seed ({place})"
+    assert verdict(claim, 86.5, 0.0) == "undecided: the seeds do not differ"
+
+
+def test_the_interval_is_student_s_over_seeds_and_one_seed_has_none(tmp_path: Path) -> None:
+    one = rung(runs={"a": []}, claims=[Claim("test/nll", "a", target=2.0, tolerance=3.0)])
+    end(tmp_path, "a", 0, test__nll=1.0, test__nll_error=0.1)
+    (row,) = judge(one, tmp_path, gpu=False)
+    assert (row.obtained, row.error, row.seeds) == (1.0, None, 1)
+    for seed in (1, 2):
+        end(tmp_path, "a", seed, test__nll=1.0 + seed)
+    (row,) = judge(one, tmp_path, gpu=False)
+    assert row.obtained == 2
+    assert row.error == pytest.approx(4.302653 / 3**0.5)  # t of 2 degrees of freedom at 0.975
+    assert row.verdict == "reproduced"
+    assert columns([row])["obtained"] == ["2.0 ± 2.5"]
+    assert columns([row])["claimed"] == ["−1 to 5"]  # a tolerance is not an interval: no ±
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"epochs": null}', "null and void"])
+def test_a_damaged_run_does_not_end_the_table(tmp_path: Path, content: str) -> None:
+    one = rung(runs={"a": [], "b": []}, claims=[Claim("test/nll", name, below=2.0) for name in "ab"], seeds=[0, 1])
+    for seed in (0, 1):
+        end(tmp_path, "a", seed, test__nll=1.0 + seed / 10)
+        end(tmp_path, "b", seed, test__nll=1.0)
+        (tmp_path / "T" / f"b-{seed}" / "metrics.json").write_text(content)
+    good, bad = judge(one, tmp_path, gpu=False)
+    assert (good.seeds, good.verdict) == (2, "reproduced")
+    assert (bad.seeds, bad.verdict) == (0, "metrics.json cannot be read")
+    end(tmp_path, "b", 0, test__nll="high")
+    assert [row.verdict for row in judge(one, tmp_path, gpu=False)] == ["reproduced", "no test/nll in these runs"]
 
 
 def test_sigterm_stops_the_run_that_is_under_way(tmp_path: Path) -> None:
@@ -108,6 +142,26 @@ def end(folder: Path, name: str, seed: int, commit: str = "abc", **metrics: Any)
     counts = {"epochs": 1, "best_epoch": 1, "stopped_early": 0, "provenance": {"format": 2, "git_commit": commit}}
     named = {name.replace("__", "/"): value for name, value in metrics.items()}
     (place / "metrics.json").write_text(json.dumps(named | counts))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at_once", ["1", "2"])
+def test_nothing_trains_on_when_it_is_killed(tmp_path: Path, at_once: str) -> None:
+    given = ("data=digits", "trainer.max_epochs=100000", "threads=1", "likelihood=gaussian", "--jobs", at_once)
+    command = [sys.executable, "-P", "-m", "vae.commands.cli", "reproduce", "T0", *given, "--out", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    runs = [tmp_path / "T0" / f"report_mlp-{seed}" for seed in range(int(at_once))]
+    while not all((run / "checkpoints" / "last.ckpt").exists() for run in runs):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while any(map(is_locked, runs)):
+        assert time.monotonic() < deadline, "a run goes on without its parent"
+        time.sleep(0.1)
+    assert not (tmp_path / "T0" / f"report_mlp-{at_once}").exists(), "the next run was begun"
 
 
 DIFFERENCE = Claim("test/nll", "a", minus="b", below=0.0)
@@ -157,7 +211,7 @@ def test_a_budget_goes_to_what_ends_soonest_and_seeds_stay_whole(tmp_path: Path)
         rung(name="long", minutes=5, runs={"d": []}),
         short,
     ]
-    order = [directory.name for directory, _ in commands(rungs, tmp_path, [])]
+    order = [job.directory.name for job in jobs_of(rungs, tmp_path, [])]
     assert order == ["a-0", "b-0", "a-1", "b-1", "d-0", "a-2", "b-2", "d-1", "d-2", "e-0"]
 
 
@@ -173,9 +227,9 @@ def test_runs_at_a_time_share_the_cores_and_one_that_fails_stops_no_other(
     assert f"{tmp_path / 'three' / 'bad-0'}: failed" in capsys.readouterr().err
     verdicts = {row["claim"]: row["verdict"] for row in json.loads((tmp_path / "reproduced.json").read_text())}
     assert verdicts == {
-        "dev/loss, good": "not reproduced",
+        "dev/loss, good": "undecided: one seed (not reproduced)",
         "dev/loss, bad": "failed",
-        "dev/loss, better": "not reproduced",
+        "dev/loss, better": "undecided: one seed (not reproduced)",
     }
     threads = json.loads((tmp_path / "three" / "good-0" / "metrics.json").read_text())["provenance"]["threads"]
     assert threads == max(1, joblib.cpu_count() // 2)
@@ -190,6 +244,7 @@ def test_runs_at_a_time_share_the_cores_and_one_that_fails_stops_no_other(
         (("T0", "latent_dimm=3"), "latent_dimm"),
         (("T0", "latent_dim=0"), "latent_dim=0: must be"),
         (("T0", "seed=7"), "seed=7: each rung sets its seeds"),
+        (("T0", "--out", "/dev/null/x"), "--out=/dev/null/x: /dev/null is not a folder; choose a folder"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_written(
@@ -199,7 +254,7 @@ def test_bad_input_is_one_line_before_anything_is_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert vae(monkeypatch, "reproduce", *arguments, "--out", str(tmp_path / "out")) == 2
+    assert vae(monkeypatch, "reproduce", "--out", str(tmp_path / "out"), *arguments) == 2
     said = capsys.readouterr().err.strip()
     assert line in said
     assert "\n" not in said
@@ -226,10 +281,10 @@ def test_a_rung_is_trained_once_and_judged_and_its_runs_are_in_the_ledger(
     assert vae(monkeypatch, "reproduce", "tiny", "--out", str(out)) == 0
     rows = json.loads((out / "reproduced.json").read_text())
     assert [(row["seeds"], row["verdict"]) for row in rows] == [
-        (1, "better"),
-        (1, "undecided: one seed has no interval"),
+        (1, "undecided: one seed (better)"),
+        (1, "undecided: one seed (reproduced)"),
     ]
-    assert "| tiny | dev/loss, b | 1e+06 ± 1 |" in (out / "reproduced.md").read_text()
+    assert "| tiny | dev/loss, b | 999999 to 1e+06 |" in (out / "reproduced.md").read_text()
 
     before = {name: entry for name, entry in tree(out).items() if not name.startswith("reproduced")}
     assert vae(monkeypatch, "reproduce", "tiny", "--out", str(out)) == 0

@@ -20,8 +20,7 @@ from vae.errors import InputError
 from vae.model import VAE
 from vae.run import command, settings
 from vae.run.directory import FAILURE, read_settings, write_yaml
-from vae.run.jobs import LONGEST_NAME, choose_directory, fingerprint, name_jobs, safe_name, take_directory
-from vae.run.plan import Job
+from vae.run.jobs import LONGEST_NAME, Job, choose_directory, fingerprint, name_jobs, safe_name, take_directory
 from vae.run.probe import probe
 from vae.run.sweep import list_runs, natural
 
@@ -280,7 +279,7 @@ def test_the_time_of_a_dry_run_is_that_of_the_epochs_that_are_left(tmp_path: Pat
     s = [settings_of(*given, f"seed={seed}") for seed in (0, 1)]
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "train.log").write_text("epoch 4 of 10  train/loss 1\n")
-    whole, begun = (Job(str(i), (), s[i], tmp_path / str(i), status) for i, status in ((1, None), (0, "unfinished")))
+    whole, begun = (Job(str(i), s[i], tmp_path / str(i), status) for i, status in ((1, None), (0, "unfinished")))
     costs = probe([whole, begun])
     assert costs[1].seconds == pytest.approx(0.6 * costs[0].seconds)
     assert costs[0].seconds > 0
@@ -299,7 +298,7 @@ def test_an_epoch_of_fewer_steps_than_warm_the_clock_up_is_timed_whole(
     monkeypatch.setattr("vae.run.probe.timed", clock)
     monkeypatch.setattr("vae.run.probe.LONGEST", 10)
     s = settings_of(*SMALL, "data.batch_size=600", "trainer.max_epochs=1")  # 1,197 images
-    (cost,) = probe([Job("", (), s, tmp_path, None)])
+    (cost,) = probe([Job("", s, tmp_path)])
     assert cost.seconds == 3
 
 
@@ -326,18 +325,14 @@ def test_a_finished_sweep_under_another_evaluation_is_refused_at_once(sweep: Pat
         command.check(["-m", *given, f"run_dir={sweep}"])
 
 
-def test_without_the_extra_runs_do_not_warn_and_its_launchers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hydra warns of a plugin that cannot be imported, at every start."""
-    absent = (
-        "import sys; sys.modules['hydra_plugins.hydra_submitit_launcher'] = None; import hydra_plugins.vae_sweeps as p"
-    )
-    subprocess.run(
-        [sys.executable, "-c", f"{absent}; import hydra_plugins.vae_sweeps as p; assert not hasattr(p, 'Launcher')"],
-        cwd=ROOT,
-        check=True,
-    )
-    subprocess.run([sys.executable, "-c", "from hydra_plugins.vae_sweeps import Launcher"], cwd=ROOT, check=True)
-    monkeypatch.setattr("vae.run.command.find_spec", lambda name: None)
-    for launcher in ("joblib", "submitit_slurm"):
-        with pytest.raises(InputError, match=rf"^hydra/launcher={launcher}: hydra_\w+ is not installed; pip install "):
-            command.check(["-m", "latent_dim=2,3", f"hydra/launcher={launcher}"])
+def test_a_launcher_that_cannot_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for launcher, line in [
+        ("hydra/launcher=ray", "there is no such launcher; it is one of basic, joblib, submitit_local, submitit_slurm"),
+        ("hydra.launcher.n_jobs=2", "hydra/launcher=basic has no such key"),
+        ("hydra/launcher=submitit_slurm", "submitit is not installed; pip install"),
+    ]:
+        monkeypatch.setattr("vae.run.runner.find_spec", lambda name: None)
+        with pytest.raises(InputError, match=line):
+            command.check(["-m", "latent_dim=2,3", launcher])
+    with pytest.raises(InputError, match="is for several runs; give it with -m"):
+        command.check(["latent_dim=2", "hydra/launcher=joblib"])

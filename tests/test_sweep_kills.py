@@ -37,7 +37,7 @@ def newest(folder: Path) -> int:
 
 def test_ten_kills_lose_nothing(tmp_path: Path) -> None:
     """Five of the command alone, five with its workers; no finished run is run again."""
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+
     pause, before, killed = random.Random(0), dict[Path, int](), 0
     for attempt in range(10):
         saved, process = newest(tmp_path / "killed"), start(tmp_path / "killed")

@@ -28,7 +28,6 @@ from vae.run.keys import CONF, PLACES, Settings, as_plain, expand_place, known_k
 from vae.run.own_parts import GROUPS_OF_PARTS
 from vae.run.process import in_a_child
 
-LAUNCHERS = ("hydra_joblib_launcher", "hydra_submitit_launcher")  # of the extra `sweep`
 HYDRA_PLACES = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
 
 
@@ -196,10 +195,6 @@ def check_override(override: str, folders: Iterable[str] = ()) -> None:
         raise InputError(f"{override}: names no key; give key=value")
     if key in HYDRA_PLACES and not in_a_child():  # Lightning names one for its other processes
         raise InputError(f"{override}: Hydra's folders are not used; a run or sweep goes to run_dir=...")
-    if key == "hydra/launcher":
-        package = f"hydra_{str(parsed.value()).partition('_')[0]}_launcher"
-        if package in LAUNCHERS and find_spec(f"hydra_plugins.{package}") is None:
-            raise InputError(f"{override}: {package} is not installed; pip install 'vae-lightning[sweep]'")
     if parsed.is_delete() and (key in known_keys() or _group_folders(key, folders)):
         raise InputError(f"{override}: nothing can be removed, as a run needs all its keys; give {key} another value")
 

@@ -54,6 +54,7 @@ class Run:
 
     directory: Path
     settings: Settings
+    one_of_many: bool = False  # a job's: what is told and drawn at the end is of all of them
 
     @property
     def checkpoint_directory(self) -> Path:
@@ -154,7 +155,7 @@ class Run:
             writable(self.checkpoint_directory, CHECKPOINT_BYTES)
             write_yaml(self.directory / "config.yaml", self.settings.plain)
             if cfg is not None:
-                self._describe(cfg)
+                self.record(cfg)
             for path in (self.directory / FAILURE, *self.directory.glob(f"events.out.tfevents.*{FAILED_EVENTS}")):
                 path.unlink(missing_ok=True)
             log_to(self.directory / "train.log")
@@ -180,12 +181,13 @@ class Run:
         finally:
             lock.release()
 
-    def _describe(self, cfg: DictConfig) -> None:
-        """What Hydra would have put in `.hydra` before anything was checked."""
+    def record(self, cfg: DictConfig) -> None:
+        """What Hydra would have put in `.hydra` before anything was checked; `cfg` may hold Hydra's own part."""
         from hydra.core.hydra_config import HydraConfig
 
-        hydra = HydraConfig.get()
-        write_yaml(self.directory / ".hydra" / "config.yaml", OmegaConf.to_container(cfg, enum_to_str=True))
+        hydra = cfg.hydra if "hydra" in cfg else HydraConfig.get()
+        plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        write_yaml(self.directory / ".hydra" / "config.yaml", OmegaConf.to_container(plain, enum_to_str=True))
         write_yaml(self.directory / ".hydra" / "hydra.yaml", OmegaConf.to_container(hydra, enum_to_str=True))
         write_yaml(self.directory / ".hydra" / "overrides.yaml", list(hydra.overrides.task))
 

@@ -10,9 +10,8 @@ from vae.data.module import ImageDataModule
 from vae.run.bare import Bare, timed
 from vae.run.build import build_data
 from vae.run.directory import read_metrics
-from vae.run.jobs import fingerprint
+from vae.run.jobs import Cost, Job, fingerprint
 from vae.run.keys import Plain
-from vae.run.plan import Cost, Job
 
 SEEDS = ("seed", "data.seed")  # runs that differ in these alone cost the same
 WARM, LONGEST = 3, 0.5  # steps before the clock starts, seconds that it runs for at most

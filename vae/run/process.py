@@ -1,9 +1,13 @@
 """This process: its rank, its children, its Slurm job, its log."""
 
+import atexit
 import contextlib
 import functools
+import gc
+import importlib
 import io
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -129,31 +133,48 @@ def in_a_child() -> bool:
     return any(os.environ.get(name, "0").strip() not in ("", "0") for name in RANKS)
 
 
-def in_a_sweep() -> bool:
-    """Whether this process is at work on a job of a sweep."""
-    hydra = sys.modules.get("hydra.core.hydra_config")
-    if hydra is None or not hydra.HydraConfig.initialized():
-        return False
-    mode = hydra.HydraConfig.get().mode  # None where a configuration was only composed
-    return mode is not None and mode.name == "MULTIRUN"
-
-
-def works_for_a_sweep() -> bool:
-    """Whether a sweep started this process to work on its jobs beside others, on the same terminal."""
-    return os.environ.get("VAE_SWEEP") == str(os.getppid())
-
-
-def stop_with_the_sweep() -> None:
-    """A worker whose sweep is killed saves and stops, as on SIGTERM: the same command is to find its run free."""
-    if not works_for_a_sweep() or any(thread.name == ORPHAN_WATCH for thread in threading.enumerate()):
+def stop_with(parent: int) -> None:
+    """Saves and stops this process, as SIGTERM does, when its parent has gone: the next command finds its run free."""
+    if any(thread.name == ORPHAN_WATCH for thread in threading.enumerate()):
         return
 
-    def watch(parent: int) -> None:
+    def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, args=(os.getppid(),), name=ORPHAN_WATCH, daemon=True).start()
+    threading.Thread(target=watch, name=ORPHAN_WATCH, daemon=True).start()
+
+
+@contextlib.contextmanager
+def quiet_writers() -> Iterator[None]:
+    """No thread prints an OSError: TensorBoard's meets a full disk first, the run where it writes next, and says so."""
+
+    def pass_over(error: threading.ExceptHookArgs) -> None:
+        if not issubclass(error.exc_type, OSError):
+            previous(error)
+
+    previous, threading.excepthook = threading.excepthook, pass_over
+    try:
+        yield
+    finally:
+        threading.excepthook = previous
+
+
+def import_torch_and_lightning() -> None:
+    """With the garbage collector off: the imports make a million objects and no garbage, which takes a second to see.
+
+    What they made is never looked through again.
+    """
+    if "vae.run.trainer" in sys.modules:
+        return
+    gc.disable()
+    try:
+        importlib.import_module("vae.run.trainer")
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # at the end, modules in C count what was not freed
+    finally:
+        gc.enable()
 
 
 class TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]  # it writes text
@@ -169,13 +190,16 @@ class TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]  # it wr
 
 
 def log_to(file: Path | None) -> None:
-    """Sends the log's lines to the terminal and, with the time, to `file`."""
+    """Sends the log's lines to the terminal and, with the time, to `file`.
+
+    A worker of joblib leaves the terminal to its parent, which tells of each job when it ends.
+    """
     root = logging.getLogger()
     for handler in root.handlers[:]:
         root.removeHandler(handler)
         handler.close()
     root.setLevel(logging.ERROR if in_a_child() else logging.INFO)
-    if not works_for_a_sweep():  # which tells of each job when it ends
+    if multiprocessing.parent_process() is None:
         screen = TerminalHandler(sys.stdout)
         screen.setFormatter(logging.Formatter("%(message)s"))
         root.addHandler(screen)

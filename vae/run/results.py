@@ -21,7 +21,6 @@ from vae.run.directory import Run, write
 from vae.run.keys import Settings
 from vae.run.load import load_weights
 from vae.run.memory import freed_memory_kept, trim_memory
-from vae.run.process import in_a_sweep
 from vae.run.provenance import provenance
 from vae.run.settings import caption
 from vae.run.table import as_markdown, print_results, show_result
@@ -51,7 +50,7 @@ def finish(run: Run, lit: LitVAE, data: ImageDataModule, history: History, train
         "parameters": lit.vae.parameter_count,
         "stopped_early": int(trainer.current_epoch < run.settings.trainer.max_epochs),
     }
-    drawn = draw(run, lit, data, history, generated) if draws_figures(run.settings) else {}
+    drawn = draw(run, lit, data, history, generated) if draws_figures(run) else {}
     writer = writer_of(trainer)
     if writer is not None:
         tensorboard(writer, run, lit, data, metrics, drawn)
@@ -59,10 +58,10 @@ def finish(run: Run, lit: LitVAE, data: ImageDataModule, history: History, train
     return show_result(run)
 
 
-def draws_figures(settings: Settings) -> bool:
+def draws_figures(run: Run) -> bool:
     """A sweep's runs draw on demand: figures take two seconds of a run, and nobody looks at a hundred runs' figures."""
-    wanted = settings.evaluation.figures
-    return not in_a_sweep() if wanted is None else wanted
+    choice = run.settings.evaluation.figures
+    return not run.one_of_many if choice is None else choice
 
 
 def training_metrics(history: History, epoch: int) -> dict[str, float]:
@@ -165,7 +164,7 @@ def tensorboard(
 ) -> None:
     for name, figure in drawn.items():
         writer.add_figure(f"figures/{name}", figure, int(metrics["steps"]), close=False)
-    if draws_figures(run.settings):
+    if draws_figures(run):
         embed(writer, lit, data, int(metrics["steps"]))
     results = as_markdown(metrics, run.settings.plain["likelihood"]["_target_"])
     writer.add_text("results", results, int(metrics["steps"]))

@@ -6,7 +6,6 @@ from typing import Any
 
 from vae.run.directory import Run
 from vae.run.keys import Plain
-from vae.run.process import in_a_sweep
 from vae.run.settings import caption, monitored
 from vae.tables import terminal_width, text_table, wrapped
 from vae.words import HALF_INTERVAL, error_of, plus_minus, printable
@@ -21,7 +20,7 @@ def show_result(run: Run) -> float:
     """The best epoch's monitored metric, under the closing table; a sweep has one table of its own, at its end."""
     metrics = run.metrics
     assert metrics is not None
-    if not in_a_sweep():
+    if not run.one_of_many:
         print_results(run)
     return float(metrics[monitored(run.settings.plain, "dev/elbo" in metrics)[0]])
 

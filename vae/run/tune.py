@@ -222,7 +222,7 @@ def settings_of(overrides: Sequence[str]) -> Settings:
 
 def train_trial(run: Run, trial: "Trial", search: Search) -> dict[str, Any]:
     """The run's metrics; what an earlier worker has done of it is kept. Raises TrialPruned."""
-    from vae.run.command import import_torch_and_lightning
+    from vae.run.process import import_torch_and_lightning
 
     run.check()
     if not run.is_finished:
