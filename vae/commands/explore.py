@@ -34,4 +34,5 @@ def explorer_of(run: "TrainedRun", images: int) -> dict[str, Any]:
         return explorer(run.vae, None, None, run.settings.seed, binary)
     test = run.data.test
     labels = test.labels[:images].tolist() if run.data.classes else None
-    return explorer(run.vae, test.images[:images], labels, run.settings.seed, binary)
+    names = run.data.class_names if labels else ()
+    return explorer(run.vae, test.images[:images], labels, run.settings.seed, binary, names)

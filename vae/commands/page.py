@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vae.errors import InputError
+from vae.evaluation.colours import DARK, LIGHT
 from vae.files import replace
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -35,6 +36,7 @@ def write_page(output: Path, template: str, **values: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.globals |= {"light": LIGHT, "dark": DARK}
     templates.globals["source"] = lambda name: Markup((TEMPLATES / name).read_text())
     content = templates.get_template(template).render(**values).encode()
     try:

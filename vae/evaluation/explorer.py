@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from matplotlib.colors import to_hex
 from torch import Tensor, nn
 
 from vae import likelihoods
@@ -19,6 +20,7 @@ from vae.errors import InputError
 from vae.evaluation import metrics
 from vae.evaluation.draws import decode, encodable, prior_latents
 from vae.evaluation.estimates import posteriors
+from vae.evaluation.figures.page import class_colours
 from vae.model import VAE
 from vae.networks import ACTIVATIONS, ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, plain_layers
 from vae.posteriors import Diagonal
@@ -32,11 +34,18 @@ Step = dict[str, Any]
 
 
 @torch.no_grad()
-def explorer(vae: VAE, images: Tensor | None, labels: Sequence[int] | None, seed: int, binary: bool) -> dict[str, Any]:
+def explorer(
+    vae: VAE,
+    images: Tensor | None,
+    labels: Sequence[int] | None,
+    seed: int,
+    binary: bool,
+    class_names: Sequence[str] = (),
+) -> dict[str, Any]:
     """Everything that the explorer shows, in JSON's types: both halves, the head, the prior's draws, encoded images.
 
-    images: uint8 (N, C, H, W), or None where there are none to show; labels: (N,) or None; `binary`: what is drawn is
-    made black and white before it is encoded. Raises InputError for a model that the page cannot compute.
+    images: uint8 (N, C, H, W), or None where there are none to show; labels: (N,) or None, of `class_names`; `binary`:
+    what is drawn is made black and white before it is encoded. Raises InputError for a model that the page cannot compute.
     """
     check(vae)
     prior = prior_latents(vae, PRIOR_DRAWS, seed).to(vae.prior_loc)
@@ -62,6 +71,8 @@ def explorer(vae: VAE, images: Tensor | None, labels: Sequence[int] | None, seed
         "unit": "variance of the mean" if q.kl_per_latent is None else "nats",
         "active": active.tolist(),
         "prior": packed(prior.float().cpu().numpy()),
+        "classes": list(class_names),
+        "colours": [to_hex(colour) for colour in class_colours(len(class_names))] if len(class_names) > 10 else None,
         **shown,
     }
 

@@ -11,16 +11,23 @@
   document.head.append(script);
 
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const COLOURS = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"];
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
+  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
+  // as in the figures: a split has one colour, other curves those of the classes
+  function look(name, i) {
+    const split = name.split("/")[0];
+    if (split === "dev") return { color: css("--dev") };
+    if (split === "train" || split === "train_eval") return { color: css("--train"), dash: split === "train" ? "solid" : "dash" };
+    return { color: css(`--class-${i % 10}`), dash: DASHES[i % DASHES.length] };
+  }
 
   function layout(data) {
-    const colour = dark.matches ? "#ececec" : "#1a1a1a", grid = dark.matches ? "#45484c" : "#e2e2e2";
+    const colour = css("--ink"), grid = css("--faint");
     const axis = { color: colour, gridcolor: grid, zerolinecolor: grid, automargin: true };
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour, family: "system-ui, sans-serif" },
       margin: { l: 50, r: 10, t: 10, b: 40 }, hovermode: data.kind === "points" ? "closest" : "x unified",
-      hoverlabel: { bgcolor: dark.matches ? "#202326" : "#fff", font: { color: colour } },
+      hoverlabel: { bgcolor: css("--paper"), font: { color: colour } },
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" }, showlegend: data.series.length > 1,
       xaxis: { ...axis, title: { text: data.x }, ...(data.kind === "points" ? { type: "category", categoryarray: data.series.at(-1).x } : {}), ...(data.x === "epoch" && data.series[0].x.length < 9 ? { dtick: 1 } : {}) }, yaxis: { ...axis, ...spread(data) },
     };
@@ -39,7 +46,7 @@
       name: one.name, x: one.x, y: one.y, text: one.text, type: "scatter",
       mode: one.mode || (one.x.length < 3 ? "lines+markers" : "lines"),
       error_y: one.error && { array: one.error },
-      line: { color: COLOURS[i % COLOURS.length], dash: DASHES[i % DASHES.length], width: 2 },
+      line: { width: 2, ...look(one.name, i) },
     }));
   }
 

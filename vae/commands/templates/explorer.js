@@ -70,7 +70,7 @@
     }
     return [best, Math.sqrt(least)];
   }
-  const labelOf = (i) => (data.labels ? `, label ${data.labels[i]}` : "");
+  const labelOf = (i) => (data.labels ? `, class ${data.classes[data.labels[i]]}` : "");
   function showNearest() {
     const [i, far] = nearest(state.z);
     paint($("nearest"), pixelsOf(i));
@@ -111,9 +111,7 @@
     axis.addEventListener("change", () => { points = null; refresh(); });
   });
   const across = () => +axes[0].value, up = () => +axes[1].value;
-  // ten colours that colour-blind readers tell apart (Petroff 2021)
-  const palette = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"];
-  const colour = (label) => (label < palette.length ? palette[label] : `hsl(${(label * 137.5) % 360} 60% 50%)`);
+  const colour = (label) => (data.colours ? data.colours[label] : getComputedStyle(root).getPropertyValue(`--class-${label}`));
   let points = null;
   const frame = { left: 34, right: 8, top: 8, bottom: 26 };
   const size = () => [plane.clientWidth, plane.clientHeight];
@@ -145,9 +143,10 @@
     const c = points.getContext("2d");
     c.scale(scale, scale);
     drawAxes(c, w, h);
+    const colours = data.classes.map((_, label) => colour(label));
     for (let i = 0; i < count; i++) {
       const [x, y] = toScreen(means[i * D + across()], means[i * D + up()]);
-      c.fillStyle = data.labels ? colour(data.labels[i]) : ink();
+      c.fillStyle = data.labels ? colours[data.labels[i]] : ink();
       c.globalAlpha = 0.55;
       c.fillRect(x - 1.5, y - 1.5, 3, 3);
     }
@@ -182,9 +181,9 @@
     for (const label of new Set(data.labels)) {
       const members = Array.from({ length: count }, (_, i) => i).filter((i) => data.labels[i] === label);
       const [x, y] = toScreen(...[across(), up()].map((latent) => middle(members.map((i) => means[i * D + latent]))));
-      c.strokeText(label, x, y + 5);
+      c.strokeText(data.classes[label], x, y + 5);
       c.fillStyle = ink();
-      c.fillText(label, x, y + 5);
+      c.fillText(data.classes[label], x, y + 5);
     }
   }
   function drawPlane() {
@@ -355,7 +354,7 @@
   // ---- the first picture
 
   if (!images) root.querySelectorAll(".images-only").forEach((element) => element.remove());
-  if (data.labels) $("plane-labels").textContent = ", coloured by their label, which stands at its class's middle";
+  if (data.labels) $("plane-labels").textContent = ", coloured by class, with the name of each class at its middle";
   const table = images ? means : prior, rows = table.length / D;
   let other = Math.min(1, rows - 1);
   if (images && data.labels) other = Math.max(0, data.labels.findIndex((label) => label !== data.labels[0]));

@@ -121,9 +121,9 @@ def _mark_off_scale(axis: Axes, epochs: np.ndarray, values: np.ndarray, colour: 
 
 def _first_off_scale(axis: Axes, curves: Mapping[str, np.ndarray]) -> str:
     low, high = axis.get_ylim()
-    firsts = {split: values[0] for split, (_, values) in curves.items() if not low <= values[0] <= high}
-    words = ", ".join(f"{split} {value:.4g}" for split, value in firsts.items())
-    return f"first epoch off scale: {words}" if words else " "
+    split = max(curves, key=lambda name: max(low - curves[name][1][0], curves[name][1][0] - high))
+    first = curves[split][1][0]
+    return " " if low <= first <= high else f"first epoch off scale: {split} {first:.4g}"
 
 
 def _draw_baselines(axis: Axes, baselines: Mapping[str, float]) -> None:
@@ -375,7 +375,7 @@ def aggregate_posterior(draws: Array, prior: Array, names: Names, caption: str) 
         density = [np.histogram(values[:, k], edges)[0] / (len(values) * (edges[1] - edges[0])) for values in (q, p)]
         above.stairs(density[0], edges, color=DEV, label="aggregate posterior", fill=True, alpha=0.45)
         above.stairs(density[1], edges, color=TRAIN, label="prior", linewidth=1.6)
-        moments = f"posterior: mean {signed(q[:, k].mean(), 2)}, sd {q[:, k].std():.2f}"
+        moments = f"mean {signed(q[:, k].mean(), 2)}, sd {q[:, k].std():.2f}"
         dress(above, names[k], names[k], "density" if k == 0 else "", moments, grid="x")
         x, y = np.quantile(p[:, k], levels), np.quantile(q[:, k], levels)
         below.plot(x, x, color=TRAIN, linewidth=1.2)
