@@ -25,6 +25,7 @@ from vae.priors import GaussianMixture, Standard
 MLP = {"hidden": [11, 9]}
 CONV = {"channels": [4, 6], "hidden": [10], "activation": "tanh"}
 GREY, COLOUR = (1, 9, 7), (3, 11, 8)
+CLASSES = ["zero", "one", "two", "three"]
 BERNOULLI = likelihoods.BernoulliHead
 
 
@@ -63,6 +64,11 @@ def some_labels(count: int = 13) -> list[int]:
 
 
 class OwnEncoder(MLPEncoder):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+class Unlisted(nn.Module):
     pass
 
 
@@ -73,9 +79,12 @@ class OwnHead(likelihoods.BernoulliHead):
 def test_what_the_page_cannot_compute_is_refused_by_its_key() -> None:
     own = made()
     own.encoder.__class__ = OwnEncoder
+    unlisted = made()
+    unlisted.decoder = Unlisted()
     for vae, words in {
         made(latents=65): "latent_dim=65: the explorer has sliders for 64",
-        own: "model.encoder=OwnEncoder",
+        own: r"model.encoder=OwnEncoder: its layers\(\) do not compute",
+        unlisted: "model.decoder: Unlisted: an own network without a method layers",
         made(OwnHead): "likelihood=OwnHead",
     }.items():
         with pytest.raises(InputError, match=words):
@@ -97,7 +106,7 @@ def test_weights_are_halved_only_where_the_pictures_stay_the_same() -> None:
 def test_a_layer_without_counterpart_is_an_error() -> None:
     decoder = made().decoder
     decoder.hidden.append(nn.Softmax(1))  # type: ignore[union-attr, operator]
-    with pytest.raises(KeyError):
+    with pytest.raises(InputError, match="Softmax: not one of the layers"):
         network(decoder, True)
 
 
@@ -130,7 +139,7 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
     def opens(vae: VAE, images: torch.Tensor | None, labels: list[int] | None = None, binary: bool = False) -> Any:
         page = tmp_path / "page.html"
-        data = explorer(vae, images, labels, 0, binary)
+        data = explorer(vae, images, labels, 0, binary, CLASSES if labels else [])
         write_page(page, "explore.html.j2", name="<script>alert(1)</script>", what="noise", explorer=data)
         requests(browser)  # what the tests before, and the browser's own first page, asked for
         browser.get(page.as_uri())
@@ -291,9 +300,10 @@ def test_the_nearest_test_image_has_the_nearest_posterior_mean(opened: Callable[
     with torch.no_grad():
         far = (vae.encode(images / 255).mean - state(driver, "z")).norm(dim=1)
     nearest = int(far.argmin())
-    assert f"test image {nearest}, label {nearest % 4}: {far.min():.2f} away" in driver.find_element(
-        "id", "nearest-text"
-    ).get_property("textContent")
+    assert (
+        f"test image {nearest}, class {['zero', 'one', 'two', 'three'][nearest % 4]}: {far.min():.2f} away"
+        in driver.find_element("id", "nearest-text").get_property("textContent")
+    )
     assert (picture(driver, "nearest") - images[nearest] / 255).abs().max() < 1e-3
 
 

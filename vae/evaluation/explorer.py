@@ -6,8 +6,8 @@ The steps of a network here have their counterparts in `vae/commands/templates/n
 import base64
 import copy
 import gzip
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +22,13 @@ from vae.evaluation.draws import decode, encodable, prior_latents
 from vae.evaluation.estimates import posteriors
 from vae.evaluation.figures.page import class_colours
 from vae.model import VAE
-from vae.networks import ACTIVATIONS, ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, plain_layers
+from vae.networks import describe_layer, plain_layers
 from vae.posteriors import Diagonal
 
 LATENTS = 64  # sliders that a person can still find
 PRIOR_DRAWS = 256
 # Half of what the page promises (2/255 of an image, 1e-3 of a latent): float32 is taken where float16 is further off.
 IMAGE_TOLERANCE, LATENT_TOLERANCE = 1 / 255, 5e-4
-
-Step = dict[str, Any]
 
 
 @torch.no_grad()
@@ -45,13 +43,15 @@ def explorer(
     """Everything that the explorer shows, in JSON's types: both halves, the head, the prior's draws, encoded images.
 
     images: uint8 (N, C, H, W), or None where there are none to show; labels: (N,) or None, of `class_names`; `binary`:
-    what is drawn is made black and white before it is encoded. Raises InputError for a model that the page cannot compute.
+    what is drawn is made black and white before it is encoded. Raises InputError for a model that it cannot compute.
     """
     check(vae)
     prior = prior_latents(vae, PRIOR_DRAWS, seed).to(vae.prior_loc)
     x = (decode(vae, prior, encodable(vae), seed) if images is None else as_floats(images)).to(vae.prior_loc)
     q = posteriors(vae, (x * 255).round().to(torch.uint8))
     z = torch.cat([q.mu.to(prior), prior])
+    check_layers("encoder", vae.encoder, x[:100])
+    check_layers("decoder", vae.decoder, z[:100])
     shown = (
         {}
         if images is None
@@ -83,12 +83,11 @@ def check(vae: VAE) -> None:
         raise InputError(f"latent_dim={vae.latent_dim}: the explorer has sliders for {LATENTS} latents at most")
     if vae.classes:
         raise InputError("model.conditional=true: the explorer computes models without labels only")
-    known = {"model.encoder": (MLPEncoder, ConvEncoder), "model.decoder": (MLPDecoder, ConvDecoder)}
-    for key, part in {"model.encoder": vae.encoder, "model.decoder": vae.decoder}.items():
-        if type(part) not in known[key]:
-            raise InputError(
-                f"{key}={type(part).__name__}: the explorer computes the project's own MLPs and convolutions only"
-            )
+    for name, part in {"encoder": vae.encoder, "decoder": vae.decoder}.items():
+        try:
+            list(map(describe_layer, plain_layers(part)))
+        except InputError as error:
+            raise InputError(f"model.{name}: {error}; the explorer cannot compute it") from error
     if type(vae.posterior_head) is not Diagonal:
         raise InputError(
             f"posterior={type(vae.posterior_head).__name__}: the explorer computes posterior=diagonal only"
@@ -97,6 +96,13 @@ def check(vae: VAE) -> None:
         raise InputError(
             f"likelihood={type(vae.likelihood).__name__}: the explorer computes the project's own likelihoods only"
         )
+
+
+def check_layers(name: str, half: nn.Module, inputs: Tensor) -> None:
+    """Raises InputError where the layers of an own network compute something else than its forward."""
+    layers = nn.Sequential(*plain_layers(half))
+    if not torch.allclose(layers(inputs).flatten(), half(inputs).flatten(), atol=1e-4):
+        raise InputError(f"model.{name}={type(half).__name__}: its layers() do not compute what its forward() does")
 
 
 def encoder_fits(vae: VAE, x: Tensor) -> bool:
@@ -121,53 +127,17 @@ def rounded_to_half(half: nn.Module) -> nn.Module:
 
 
 def network(half: nn.Module, in_half: bool) -> dict[str, Any]:
-    """`steps` in order, and `weights`: one vector that the steps point into by (offset, length)."""
+    """`steps`, the layers as torch names them, and `weights`: one vector that they point into by (offset, length)."""
     steps, weights, size = [], [], 0
-    for step, tensors in flat_steps(plain_layers(half)):
-        for name, tensor in tensors.items():
-            step[name] = [size, tensor.numel()]
+    for layer in plain_layers(half):
+        places = {}
+        for name, tensor in layer.state_dict().items():
+            places[name] = [size, tensor.numel()]
             size += tensor.numel()
-            weights.append(tensor.detach().float().cpu().contiguous().flatten())
-        steps.append(step)
+            weights.append(tensor.float().cpu().contiguous().flatten())
+        steps.append(describe_layer(layer) | {"tensors": places})
     flat = torch.cat(weights).numpy()
     return {"steps": steps, "weights": packed(flat.astype(np.float16) if in_half else flat)}
-
-
-def flat_steps(modules: Iterable[nn.Module]) -> Iterator[tuple[Step, dict[str, Tensor]]]:
-    """What nn.js does for each module, and the tensors that it needs."""
-    activations = {kind: name for name, kind in ACTIVATIONS.items()}
-    for module in modules:
-        match module:
-            case nn.Linear():
-                yield {"op": "linear"}, {"weight": module.weight, "bias": module.bias}
-            case nn.ConvTranspose2d() | nn.Conv2d():
-                transposed = isinstance(module, nn.ConvTranspose2d)
-                step = {
-                    "op": "transposed" if transposed else "convolution",
-                    "channels": module.out_channels,
-                    "kernel": module.kernel_size[0],
-                    "stride": module.stride[0],
-                    "padding": module.padding[0],
-                    "more": list(module.output_padding),
-                }
-                yield step, {"weight": module.weight, "bias": module.bias}  # type: ignore[dict-item]
-            case nn.BatchNorm2d():
-                mean, variance = cast(Tensor, module.running_mean), cast(Tensor, module.running_var)
-                scale = module.weight / (variance + module.eps).sqrt()
-                yield {"op": "affine"}, {"weight": scale, "bias": module.bias - mean * scale}
-            case nn.GroupNorm():
-                norm = {"op": "group_norm", "groups": module.num_groups, "eps": module.eps}
-                yield norm, {"weight": module.weight, "bias": module.bias}
-            case nn.MaxPool2d() | nn.AvgPool2d():
-                yield {"op": "pool", "kind": "max" if isinstance(module, nn.MaxPool2d) else "avg"}, {}
-            case nn.Upsample():
-                yield {"op": "upsample", "size": list(module.size)}, {}  # type: ignore[arg-type]
-            case nn.Unflatten():
-                yield {"op": "view", "shape": list(module.unflattened_size)}, {}  # type: ignore[arg-type]
-            case nn.Flatten():  # the page's arrays are flat
-                pass
-            case _:
-                yield {"op": "activation", "name": activations[type(module)]}, {}
 
 
 def packed(array: np.ndarray) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 "use strict";
-// A trained network in the browser: the steps that vae/evaluation/explorer.py writes. Images are (C, H, W), flat.
+// A trained network in the browser: the layers as torch names them, written by vae/evaluation/explorer.py. Images are (C, H, W), flat.
 
 async function gunzip(text) {
   const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -30,19 +30,30 @@ function erf(v) {
 const sigmoid = (v) => 1 / (1 + Math.exp(-v));
 const softplus = (v) => Math.max(v, 0) + Math.log1p(Math.exp(-Math.abs(v)));
 const ACTIVATIONS = {
-  relu: (v) => Math.max(v, 0),
-  leaky_relu: (v) => (v > 0 ? v : 0.01 * v),
-  elu: (v) => (v > 0 ? v : Math.expm1(v)),
-  gelu: (v) => 0.5 * v * (1 + erf(v / Math.SQRT2)),
-  silu: (v) => v * sigmoid(v),
-  tanh: Math.tanh,
-  softplus,
-  sigmoid,
+  ReLU: (v) => Math.max(v, 0),
+  LeakyReLU: (v, { negative_slope }) => (v > 0 ? v : negative_slope * v),
+  ELU: (v, { alpha }) => (v > 0 ? v : alpha * Math.expm1(v)),
+  GELU: (v) => 0.5 * v * (1 + erf(v / Math.SQRT2)),
+  SiLU: (v) => v * sigmoid(v),
+  Tanh: Math.tanh,
+  Softplus: softplus,
+  Sigmoid: sigmoid,
 };
 
-// Each step takes values, their shape and its weights, and returns values and their shape.
-const STEPS = {
-  linear(step, x, shape, weight, bias) {
+function pool(x, [channels, high, wide], reduce) {
+  const h = high >> 1, w = wide >> 1, out = new Float32Array(channels * h * w);
+  for (let c = 0, k = 0; c < channels; c++)
+    for (let row = 0; row < h; row++)
+      for (let column = 0; column < w; column++) {
+        const at = (c * high + 2 * row) * wide + 2 * column;
+        out[k++] = reduce([x[at], x[at + 1], x[at + wide], x[at + wide + 1]]);
+      }
+  return [out, [channels, h, w]];
+}
+
+// Each layer takes its arguments, values, their shape and its tensors, and returns values and their shape.
+const LAYERS = {
+  Linear(args, x, shape, { weight, bias }) {
     const out = new Float32Array(bias.length);
     for (let o = 0, k = 0; o < out.length; o++) {
       let sum = bias[o];
@@ -51,17 +62,17 @@ const STEPS = {
     }
     return [out, [out.length]];
   },
-  activation(step, x, shape) {
-    return [x.map(ACTIVATIONS[step.name]), shape];
+  Flatten(args, x) {
+    return [x, [x.length]];
   },
-  view(step, x) {
-    return [x, step.shape];
+  Unflatten(args, x) {
+    return [x, args.unflattened_size];
   },
-  convolution(step, x, [channels, high, wide], weight, bias) {
-    const { kernel, stride, padding } = step;
+  Conv2d(args, x, [channels, high, wide], { weight, bias }) {
+    const [kernel, stride, padding] = [args.kernel_size[0], args.stride[0], args.padding[0]];
     const [h, w] = [high, wide].map((size) => Math.floor((size + 2 * padding - kernel) / stride) + 1);
-    const out = new Float32Array(step.channels * h * w);
-    for (let o = 0, k = 0; o < step.channels; o++) {
+    const out = new Float32Array(args.out_channels * h * w);
+    for (let o = 0, k = 0; o < args.out_channels; o++) {
       out.fill(bias[o], o * h * w, (o + 1) * h * w);
       for (let i = 0; i < channels; i++)
         for (let dy = -padding; dy < kernel - padding; dy++)
@@ -77,15 +88,15 @@ const STEPS = {
             }
           }
     }
-    return [out, [step.channels, h, w]];
+    return [out, [args.out_channels, h, w]];
   },
-  transposed(step, x, [channels, high, wide], weight, bias) {
-    const { kernel, stride, padding, more } = step;
+  ConvTranspose2d(args, x, [channels, high, wide], { weight, bias }) {
+    const [kernel, stride, padding] = [args.kernel_size[0], args.stride[0], args.padding[0]], more = args.output_padding;
     const [h, w] = [high, wide].map((size, i) => (size - 1) * stride - 2 * padding + kernel + more[i]);
-    const out = new Float32Array(step.channels * h * w);
+    const out = new Float32Array(args.out_channels * h * w);
     bias.forEach((value, o) => out.fill(value, o * h * w, (o + 1) * h * w));
     for (let i = 0, k = 0; i < channels; i++)
-      for (let o = 0; o < step.channels; o++)
+      for (let o = 0; o < args.out_channels; o++)
         for (let dy = -padding; dy < kernel - padding; dy++)
           for (let dx = -padding; dx < kernel - padding; dx++) {
             const weighed = weight[k++];
@@ -98,19 +109,19 @@ const STEPS = {
               }
             }
           }
-    return [out, [step.channels, h, w]];
+    return [out, [args.out_channels, h, w]];
   },
-  affine(step, x, shape, weight, bias) {
-    const area = shape[1] * shape[2];
-    return [x.map((v, i) => v * weight[Math.floor(i / area)] + bias[Math.floor(i / area)]), shape];
+  BatchNorm2d(args, x, shape, { weight, bias, running_mean, running_var }) {
+    const area = shape[1] * shape[2], scale = weight.map((w, c) => w / Math.sqrt(running_var[c] + args.eps));
+    return [x.map((v, i) => (v - running_mean[Math.floor(i / area)]) * scale[Math.floor(i / area)] + bias[Math.floor(i / area)]), shape];
   },
-  group_norm(step, x, shape, weight, bias) {
-    const area = shape[1] * shape[2], size = (shape[0] / step.groups) * area, out = new Float32Array(x.length);
+  GroupNorm(args, x, shape, { weight, bias }) {
+    const area = shape[1] * shape[2], size = (shape[0] / args.num_groups) * area, out = new Float32Array(x.length);
     for (let start = 0; start < x.length; start += size) {
       let mean = 0, variance = 0;
       for (let i = start; i < start + size; i++) mean += x[i] / size;
       for (let i = start; i < start + size; i++) variance += (x[i] - mean) ** 2 / size;
-      const scale = 1 / Math.sqrt(variance + step.eps);
+      const scale = 1 / Math.sqrt(variance + args.eps);
       for (let i = start; i < start + size; i++) {
         const channel = Math.floor(i / area);
         out[i] = (x[i] - mean) * scale * weight[channel] + bias[channel];
@@ -118,19 +129,10 @@ const STEPS = {
     }
     return [out, shape];
   },
-  pool(step, x, [channels, high, wide]) {
-    const h = high >> 1, w = wide >> 1, out = new Float32Array(channels * h * w);
-    for (let c = 0, k = 0; c < channels; c++)
-      for (let row = 0; row < h; row++)
-        for (let column = 0; column < w; column++) {
-          const at = (c * high + 2 * row) * wide + 2 * column;
-          const four = [x[at], x[at + 1], x[at + wide], x[at + wide + 1]];
-          out[k++] = step.kind === "max" ? Math.max(...four) : (four[0] + four[1] + four[2] + four[3]) / 4;
-        }
-    return [out, [channels, h, w]];
-  },
-  upsample(step, x, [channels, high, wide]) {
-    const [h, w] = step.size, out = new Float32Array(channels * h * w);
+  MaxPool2d: (args, x, shape) => pool(x, shape, (four) => Math.max(...four)),
+  AvgPool2d: (args, x, shape) => pool(x, shape, (four) => (four[0] + four[1] + four[2] + four[3]) / 4),
+  Upsample(args, x, [channels, high, wide]) {
+    const [h, w] = args.size, out = new Float32Array(channels * h * w);
     for (let c = 0, k = 0; c < channels; c++)
       for (let row = 0; row < h; row++)
         for (let column = 0; column < w; column++)
@@ -139,11 +141,13 @@ const STEPS = {
   },
 };
 
+for (const [type, f] of Object.entries(ACTIVATIONS)) LAYERS[type] = (args, x, shape) => [x.map((v) => f(v, args)), shape];
+
 async function loadNetwork(network) {
   const weights = await unpack(network.weights);
-  const part = (at) => at && weights.subarray(at[0], at[0] + at[1]);
-  const steps = network.steps.map((step) => [step, part(step.weight), part(step.bias)]);
-  return (x, shape) => steps.reduce(([v, s], [step, weight, bias]) => STEPS[step.op](step, v, s, weight, bias), [x, shape])[0];
+  const part = ([name, [start, length]]) => [name, weights.subarray(start, start + length)];
+  const layers = network.steps.map((step) => [step, Object.fromEntries(Object.entries(step.tensors).map(part))]);
+  return (x, shape) => layers.reduce(([v, s], [{ type, arguments: args }, tensors]) => LAYERS[type](args, v, s, tensors), [x, shape])[0];
 }
 
 // Box and Muller
