@@ -32,7 +32,7 @@ def requests(driver: Any) -> list[str]:
     """The addresses that pages asked for since the last call, but for data and the browser's own."""
     entries = (json.loads(entry["message"])["message"] for entry in driver.get_log("performance"))
     sent = (e["params"]["request"]["url"] for e in entries if e["method"] == "Network.requestWillBeSent")
-    return [url for url in sent if not url.startswith(("file:", "data:", "blob:", "chrome:"))]
+    return [url for url in sent if not url.startswith(("file:", "data:", "blob:", "chrome:", "chrome-untrusted:"))]
 
 
 @pytest.fixture(scope="module")

@@ -301,7 +301,7 @@ def test_the_nearest_test_image_has_the_nearest_posterior_mean(opened: Callable[
         far = (vae.encode(images / 255).mean - state(driver, "z")).norm(dim=1)
     nearest = int(far.argmin())
     assert (
-        f"test image {nearest}, class {['zero', 'one', 'two', 'three'][nearest % 4]}: {far.min():.2f} away"
+        f"test image {nearest}, class {CLASSES[nearest % 4]}: {far.min():.2f} away"
         in driver.find_element("id", "nearest-text").get_property("textContent")
     )
     assert (picture(driver, "nearest") - images[nearest] / 255).abs().max() < 1e-3
