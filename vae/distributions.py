@@ -28,6 +28,15 @@ def standard_normal(shape: torch.Size, like: Tensor) -> Tensor:
     return noise.to(like)
 
 
+def has_float64(device: torch.device) -> bool:
+    return device.type != "mps"
+
+
+def widest(x: Tensor) -> Tensor:
+    """x in float64, or as it is on a device that has no such type."""
+    return x.double() if has_float64(x.device) else x
+
+
 class Latents(Distribution):
     """A distribution over z (D,); `sample` is `rsample` without gradients, and no argument is checked."""
 
@@ -103,8 +112,8 @@ class Mixture(Latents):
         """Gradients reach the components, not the weights; the last of D + 1 numbers chooses the component."""
         shape = self._extended_shape(torch.Size(sample_shape))
         noise = standard_normal(torch.Size((*shape[:-1], shape[-1] + 1)), self.components.mean)
-        levels = self.log_weights.detach().double().exp().cumsum(-1)
-        uniform = torch.special.ndtr(noise[..., -1].double())
+        levels = widest(self.log_weights.detach()).exp().cumsum(-1)
+        uniform = torch.special.ndtr(widest(noise[..., -1]))
         chosen = torch.searchsorted(levels, uniform.contiguous()).clamp(max=len(levels) - 1)
         return self.components[chosen].push(noise[..., :-1])
 
@@ -113,11 +122,11 @@ class Mixture(Latents):
         return (self.log_weights + self._of_each(value)).logsumexp(-1)
 
     def _of_each(self, z: Tensor) -> Tensor:
-        """log N_k(z), (..., D) -> (..., N): squares by matrix products, in float64 since large terms cancel."""
+        """log N_k(z), (..., D) -> (..., N): squares by matrix products, whose large terms cancel."""
         c = self.components
         if isinstance(c, FullNormal):
             return c.log_prob(z.unsqueeze(-2))
-        loc, precision, wide = c.loc.double(), c.scale.double() ** -2, z.double()
+        loc, precision, wide = widest(c.loc), widest(c.scale) ** -2, widest(z)
         squares = wide**2 @ precision.T - 2 * wide @ (loc * precision).T + (loc**2 * precision).sum(-1)
         constant = 0.5 * precision.log().sum(-1) - 0.5 * loc.shape[-1] * math.log(2 * math.pi)
         return (constant - 0.5 * squares).to(z)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vae.distributions import detach, divergence, log_density, log_ratio
+from vae.distributions import detach, divergence, log_density, log_ratio, widest
 from vae.model import VAE
 from vae.schedules import constant
 
@@ -194,7 +194,7 @@ def squared_mmd(a: Tensor, b: Tensor) -> Tensor:
     n, dim = a.shape
     if n == 1:
         return a.sum() * 0
-    both = torch.cat([a, b]).double()  # large terms cancel
+    both = widest(torch.cat([a, b]))  # large terms cancel
     lengths = both.square().sum(-1)
     near = torch.exp((both @ both.T - (lengths[:, None] + lengths) / 2) / dim)  # (2N, 2N)
     within = (near[:n, :n].sum() + near[n:, n:].sum() - near.trace()) / (n * (n - 1))

@@ -35,28 +35,28 @@ class Annealer:
         with torch.no_grad():
             self.prior = vae.prior  # once: a VampPrior encodes its pseudo-inputs
 
-    def temperatures(self, device: torch.device) -> Tensor:
+    def temperatures(self) -> Tensor:
         """(steps + 1,) from 0 to 1, closest at both ends: a scaled sigmoid from -4 to 4."""
-        t = torch.linspace(-4, 4, self.steps + 1, dtype=torch.float64, device=device).sigmoid()
+        t = torch.linspace(-4, 4, self.steps + 1, dtype=torch.float64).sigmoid()
         return (t - t[0]) / (t[-1] - t[0])
 
     def forward_bound(self, x: Tensor) -> Tensor:
         """A stochastic lower bound on log p(x), (B,) nats, for x (B, C, H, W)."""
         z = self.prior.sample(torch.Size((CHAINS, len(x))))
-        return log_mean_exp(self._anneal(x, z, self.temperatures(z.device)))
+        return log_mean_exp(self._anneal(x, z, self.temperatures()))
 
     def backward_bound(self, x: Tensor, z: Tensor) -> Tensor:
         """A stochastic upper bound (B,) for images that were drawn from p(x|z) with z (B, D)."""
         start = z.expand(CHAINS, *z.shape)
-        return -log_mean_exp(self._anneal(x, start, self.temperatures(z.device).flip(0)))
+        return -log_mean_exp(self._anneal(x, start, self.temperatures().flip(0)))
 
     def _anneal(self, x: Tensor, z: Tensor, temperatures: Tensor) -> Tensor:
-        """The chains' log weights (K, B): the work from the first temperature to the last."""
-        log_w = torch.zeros(z.shape[:2], dtype=torch.float64, device=z.device)
+        """The chains' log weights (K, B), on the CPU: the work from the first temperature to the last."""
+        log_w = torch.zeros(z.shape[:2], dtype=torch.float64)
         size = z.new_full((1, len(x), 1), 0.1)
         for before, now in zip(temperatures[:-1].tolist(), temperatures[1:].tolist(), strict=True):
             with torch.no_grad():
-                log_w += (now - before) * self.vae.decode(z).log_prob(x).double()
+                log_w += (now - before) * self.vae.decode(z).log_prob(x).cpu().double()
             z, accepted = self._hamiltonian(x, z, now, size)
             factor = torch.where(accepted.mean(0) > ACCEPTED, ADAPTATION, 1 / ADAPTATION)  # (B,)
             size = (size * factor.to(size)[None, :, None]).clamp(1e-4, 1.0)
@@ -102,12 +102,12 @@ def annealed_metrics(vae: VAE, images: Tensor, steps: int, count: int, seed: int
         torch.manual_seed(derive(seed, "annealing"))
         for part in tqdm(images[:count].split(BATCH), "annealing", None, False, disable=hidden):
             x = as_floats(part.to(device)).to(vae.prior_loc)
-            found["nll"].append(-annealer.forward_bound(x).cpu())
+            found["nll"].append(-annealer.forward_bound(x))
             with torch.no_grad():
                 z = annealer.prior.sample(torch.Size((len(x),)))
                 own = vae.sample(z, x="sample")
-            found["lower"].append(annealer.forward_bound(own).cpu())
-            found["upper"].append(annealer.backward_bound(own, z).cpu())
+            found["lower"].append(annealer.forward_bound(own))
+            found["upper"].append(annealer.backward_bound(own, z))
     values = {name: torch.cat(parts) for name, parts in found.items()}
     values["gap"] = values["upper"] - values["lower"]
     if samples:

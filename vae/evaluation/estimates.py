@@ -67,8 +67,8 @@ def objective_metrics(
         if not chunk:
             rates = torch.empty(count, terms.kl.shape[1], dtype=torch.float64)
         place = slice(chunk * batch, chunk * batch + len(x))
-        single[place] = terms.loss if terms.per_image is None else terms.per_image
-        log_px[place], rates[place] = terms.log_px, terms.kl
+        single[place] = (terms.loss if terms.per_image is None else terms.per_image).cpu()
+        log_px[place], rates[place] = terms.log_px.cpu(), terms.kl.cpu()
     reconstruction = -log_px
     loss = terms.epoch_loss(reconstruction.mean(), rates.mean(0), single.mean())
     scores = {"loss": loss.item(), "beta": terms.beta}

@@ -58,7 +58,7 @@ class TruePosterior:
     def on_grid(self, q: Distribution) -> Tensor:
         """log q (N, n[, n]) of a batch of N posteriors."""
         log_q = per_image(q.log_prob(self.points.to(q.mean)))  # (G, N)
-        return log_q.double().cpu().t().reshape(self.log_joint.shape)
+        return log_q.cpu().double().t().reshape(self.log_joint.shape)
 
 
 def per_image(log_prob: Tensor) -> Tensor:
@@ -123,12 +123,12 @@ def _where_it_counts(found: TruePosterior, low: Tensor, high: Tensor) -> tuple[T
 def _quadrature(vae: VAE, x: Tensor, low: Tensor, high: Tensor, points: int) -> TruePosterior:
     """The trapezoid rule, which for smooth densities that die out within the box errs far less than its step."""
     steps = torch.linspace(0, 1, points, dtype=torch.float64, device="cpu")
-    low, high = low.double().cpu(), high.double().cpu()
+    low, high = low.cpu().double(), high.cpu().double()
     grid = TruePosterior(low[..., None] + (high - low)[..., None] * steps, *[torch.empty(0)] * 3)
     rows = []
     for z in grid.points.to(vae.prior.sample(torch.Size((1,)))).split(max(1, ROWS // len(x))):  # (g, N or 1, D)
         log_pz = per_image(vae.prior.log_prob(z))
-        rows.append((vae.decode(z).log_prob(x) + log_pz).double().cpu().clamp(min=-1e6))  # (g, N)
+        rows.append((vae.decode(z).log_prob(x) + log_pz).cpu().double().clamp(min=-1e6))  # (g, N)
     shape = (len(x), *[points] * low.shape[1])
     log_joint = torch.cat(rows).t().reshape(shape)
     cell = grid.cell.expand(len(x))
@@ -143,7 +143,7 @@ def best_gaussian(true: TruePosterior, start: Normal) -> Normal:
 
     The best of three searches by gradients: from the encoder's q, from the true posterior's moments, from its mode.
     """
-    own = start.mean.double().cpu(), start.stddev.double().cpu()
+    own = start.mean.cpu().double(), start.stddev.cpu().double()
     starts = [own, _moments(true), (_mode(true), own[1])]
     found = [Normal(*_search(true, mean, sigma)) for mean, sigma in starts]
     best = torch.stack([true.elbo(true.on_grid(q)) for q in found]).argmax(0)  # (N,)

@@ -102,7 +102,7 @@ def gather_chunks(parts: Iterable[Tensor], count: int) -> Tensor:
     whole, start = torch.empty(0), 0
     for part in parts:
         whole = whole if start else torch.empty(count, *part.shape[1:], dtype=part.dtype)
-        whole[start : start + len(part)] = part
+        whole[start : start + len(part)] = part.cpu()
         start += len(part)
     if start != count:
         raise ValueError(f"{start} rows of {count}")
