@@ -77,9 +77,12 @@ def test_help_answers_without_torch_and_lists_every_verb(
         ),
         (
             ("traverse", "latest", "--out", "x.txt"),
-            "--out=x.txt: ends in none of .png, .svg, .pdf, .npz, .csv; for example --out x.png",
+            "--out=x.txt: must end in .png, .svg, .pdf, .npz, .csv; for example --out x.png",
         ),
-        (("figure", "latest", "looses"), "looses: there is no such figure; did you mean losses?"),
+        (
+            ("sample", "latest", "--temperature", "inf"),
+            "--temperature=inf: must be a number >= 0; for example --temperature 0.7",
+        ),
         (("bench", "--turns", "-1"), "--turns=-1: must be a whole number of at least 1; for example --turns 3"),
         (("bench", "--turns", "0"), "--turns=0: must be a whole number of at least 1; for example --turns 3"),
     ],

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -148,6 +149,26 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     sync_directory(path.parent)
 
 
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder that takes the place of the one at `path` when the block ends well; the old one is removed.
+
+    Killed in between, either of them is there as a whole, or none. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new, old = (path.with_name(f"{path.name}.{name}.{os.getpid()}.part") for name in ("new", "old"))
+    new.mkdir()
+    try:
+        yield new
+        if path.exists():
+            os.replace(path, old)
+        os.replace(new, path)
+    finally:
+        for part in (new, old):
+            shutil.rmtree(part, ignore_errors=True)
+    sync_directory(path.parent)
+
+
 def replace(path: Path, content: bytes | memoryview) -> None:
     """Puts `content` in the place of the file at `path`, as `whole_file` does."""
     with whole_file(path) as file:
@@ -169,7 +190,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def remove_leftovers(directory: str | os.PathLike[str]) -> None:
-    """Removes the `.part` files of processes that died while writing; those of living processes stay.
+    """Removes the `.part` files and folders of processes that died while writing; those of living processes stay.
 
     For the start of a run: a file with our own process number is then a leftover too (containers reuse numbers).
     """
@@ -178,7 +199,7 @@ def remove_leftovers(directory: str | os.PathLike[str]) -> None:
         pid = int(match["pid"]) if match else os.getpid()
         if match and (pid == os.getpid() or not psutil.pid_exists(pid)):  # on Windows os.kill(pid, 0) sends Ctrl-C
             logger.info("removing %s, which a killed process left behind", part)
-            part.unlink(missing_ok=True)
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def writable(directory: str | os.PathLike[str], bytes_needed: int) -> None:

@@ -1,16 +1,31 @@
 """The `vae` command: what is done with models, with runs and with the machine.
 
-A verb is a short function here: its arguments, its help with an example. What it does stands in a file of its own
-beside this one, which it imports when it is called: help and refusals wait for no import of torch.
+Verbs that use a model are in `use`. Of the others, this file holds the arguments and the help; a file of its own, which
+is imported when the verb is called, does the work: help and refusals wait for no import of torch.
 """
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vae.commands import use
+from vae.commands.options import (
+    OUT,
+    Checkpoint,
+    CheckpointOption,
+    Chosen,
+    ForceOption,
+    Format,
+    Overrides,
+    PageImagesOption,
+    PageOption,
+    RunArgument,
+    TrustOption,
+    complete,
+    verb,
+)
 from vae.errors import InputError, ending
 from vae.run.process import begin_command
 from vae.words import printable
@@ -20,82 +35,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 OVERRIDES = {"ignore_unknown_options": True, "help_option_names": []}  # all that follows is train.py's
-
-TRAIN, RUNS, USE, MACHINE = "Train", "Look at runs", "Use a model", "The machine"  # sections of the help
-
-
-class Checkpoint(StrEnum):
-    best = "best"
-    last = "last"
-
-
-class Mode(StrEnum):
-    mean = "mean"
-    sample = "sample"
-
-
-class Origin(StrEnum):
-    prior = "prior"
-    posterior = "posterior"
-
-
-class Format(StrEnum):
-    torch = "torch"
-    safetensors = "safetensors"
-    onnx = "onnx"
-
-
-def complete_run(incomplete: str) -> list[str]:
-    from vae.commands.completion import runs
-
-    return runs(incomplete)
-
-
-def complete_metric(incomplete: str) -> list[str]:
-    from vae.commands.completion import metrics
-
-    return metrics(incomplete)
-
-
-def complete_figure(incomplete: str) -> list[str]:
-    from vae.commands.completion import figures
-
-    return figures(incomplete)
-
-
-OUT = ("-o", "--out", "--output")
-RunArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="RUN", help="A run's directory, a checkpoint file, or latest.", autocompletion=complete_run,
-        show_default=False,
-    ),
-]  # fmt: skip
-CheckpointOption = Annotated[Checkpoint, typer.Option(help="Which of the run's checkpoints.")]
-TrustOption = Annotated[
-    list[str] | None, typer.Option(metavar="PACKAGE", help="Parts of this package may be built.", show_default=False)
-]
-SeedOption = Annotated[int, typer.Option(min=0, help="The same seed gives the same draws.")]
-ModeOption = Annotated[Mode, typer.Option("--x", help="Show the mean of p(x|z) or a sample of it.")]
-OutOption = Annotated[
-    str | None,
-    typer.Option(*OUT, help="A .png, .svg, .pdf picture, or the numbers as .npz, .csv.", show_default="in RUN/figures"),
-]
-LabelOption = Annotated[
-    int | None, typer.Option(help="The class of all images, for a conditional model.", show_default=False)
-]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace the file that is there.")]
-ImagesArgument = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[IMAGE]...", help="PNG or JPEG files, or folders of them.", show_default="the test split"),
-]
-StepsOption = Annotated[int, typer.Option(min=2, help="Images in a row.")]
-Best, Mean = Checkpoint.best, Mode.mean
-OutputPage = Annotated[Path, typer.Option(*OUT, metavar="FILE", help="The page, one file for any browser.")]
-ImagesOption = Annotated[
-    int, typer.Option(min=0, help="Test images in the page; 0: none, and the data set need not be there.")
-]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)]
+TRAIN, RUNS, USE, MACHINE = "Train", "Look at runs", use.PANEL, "The machine"  # sections of the help
+PAGE = Path("page.html")
 
 
 @app.callback()
@@ -133,20 +74,18 @@ def tune(
     tune(space, overrides or [], trials, storage, seed)
 
 
-@app.command(rich_help_panel=RUNS)
+@verb(app, RUNS)
 def evaluate(
-    run: RunArgument,
+    chosen: Chosen,
     settings: Annotated[list[str] | None, typer.Argument(help="Keys of the group evaluation.")] = None,
-    checkpoint: CheckpointOption = Best,
-    trust: TrustOption = None,
 ) -> None:
-    """Evaluate a run's checkpoint anew, with other settings; rewrites its metrics and figures.
+    """Evaluate a run's checkpoint again with other settings; rewrites its metrics and figures.
 
     Example: vae evaluate outputs/mine samples=5000
     """
     from vae.commands.evaluate import evaluate
 
-    evaluate(run, settings or [], checkpoint, tuple(trust or ()))
+    evaluate(chosen, settings or [])
 
 
 @app.command(rich_help_panel=RUNS)
@@ -165,9 +104,11 @@ def show(
 @app.command(rich_help_panel=RUNS)
 def runs(
     folders: Annotated[list[str] | None, typer.Argument(metavar="[DIR]...", show_default="outputs")] = None,
-    sort: Annotated[str, typer.Option(help="A metric, a key, run or status.", autocompletion=complete_metric)] = "run",
+    sort: Annotated[
+        str, typer.Option(help="A metric, a key, run or status.", autocompletion=complete("metrics"))
+    ] = "run",
     metric: Annotated[
-        list[str] | None, typer.Option(help="Columns instead of the usual ones.", autocompletion=complete_metric)
+        list[str] | None, typer.Option(help="Columns instead of the usual ones.", autocompletion=complete("metrics"))
     ] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="The largest first.")] = False,
     out: Annotated[str | None, typer.Option(*OUT, help="All settings and metrics as .csv.", show_default=False)] = None,
@@ -182,189 +123,16 @@ def runs(
     list_(folders, sort, metric, reverse, out, force)
 
 
-@app.command(rich_help_panel=USE)
-def sample(
-    run: RunArgument,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many.")] = 64,
-    x: ModeOption = Mean,
-    seed: SeedOption = 0,
-    temperature: Annotated[float, typer.Option(min=0, help="Below 1: nearer to the mean of z.")] = 1.0,
-    origin: Annotated[Origin, typer.Option("--from", help="Where z comes from.")] = Origin.prior,
-    label: LabelOption = None,
-    checkpoint: CheckpointOption = Best,
-    trust: TrustOption = None,
-    out: OutOption = None,
-    force: ForceOption = False,
-) -> None:
-    """Draw images: z from the prior, or from a Gaussian mixture fitted to the aggregate posterior.
-
-    Example: vae sample outputs/mine -n 64 --from posterior --out samples.png
-    """
-    refuse_early(run, checkpoint, out, force)
-    from vae.commands.sample import sample
-
-    how = {"label": label, "checkpoint": checkpoint, "trust": trust, "force": force}
-    sample(run, count, x, seed, temperature, origin, out, **how)
+app.registered_commands += use.app.registered_commands
 
 
-@app.command(rich_help_panel=USE)
-def reconstruct(
-    run: RunArgument,
-    images: ImagesArgument = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many of the test split.")] = 12,
-    z: Annotated[Mode, typer.Option(help="The posterior's mean or a draw from it.")] = Mean,
-    x: ModeOption = Mean,
-    seed: SeedOption = 0,
-    label: LabelOption = None,
-    checkpoint: CheckpointOption = Best,
-    trust: TrustOption = None,
-    out: OutOption = None,
-    force: ForceOption = False,
-) -> None:
-    """Encode and decode images: those of the test split, or your own PNG and JPEG files.
-
-    Example: vae reconstruct outputs/mine photo.jpg drawings/
-    """
-    refuse_early(run, checkpoint, out, force, images)
-    from vae.commands.images import reconstruct
-
-    reconstruct(run, images, count, z, x, seed, out, label=label, checkpoint=checkpoint, trust=trust, force=force)
-
-
-@app.command(rich_help_panel=USE)
-def encode(
-    run: RunArgument,
-    images: ImagesArgument = None,
-    label: LabelOption = None,
-    checkpoint: CheckpointOption = Best,
-    trust: TrustOption = None,
-    out: OutOption = None,
-    force: ForceOption = False,
-) -> None:
-    """Write down where images lie in the latent space: the mean and standard deviation of q(z|x).
-
-    Example: vae encode outputs/mine --out latents.npz
-    """
-    refuse_early(run, checkpoint, out, force, images)
-    from vae.commands.images import encode
-
-    encode(run, images, out, label=label, checkpoint=checkpoint, trust=trust, force=force)
-
-
-@app.command(rich_help_panel=USE)
-def score(
-    run: RunArgument,
-    images: ImagesArgument = None,
-    count: Annotated[int | None, typer.Option("-n", "--count", min=1, help="How many of the test split.")] = None,
-    samples: Annotated[int, typer.Option(min=2, help="Importance samples of an image.")] = 500,
-    seed: SeedOption = 0,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(metavar="noise|upside-down|FOLDER", help="Also tell these apart: area under the ROC curve."),
-    ] = None,
-    label: LabelOption = None,
-    checkpoint: CheckpointOption = Best,
-    trust: TrustOption = None,
-    out: OutOption = None,
-    force: ForceOption = False,
-) -> None:
-    """Say how unusual images are: log p(x) of each by importance sampling, with its error, most unusual first.
-
-    Example: vae score outputs/mine --against noise --out scores.csv
-    """
-    refuse_early(run, checkpoint, out, force, images)
-    from vae.commands.images import score
-
-    how = {"label": label, "checkpoint": checkpoint, "trust": trust, "force": force}
-    score(run, images, count, samples, seed, against, out, **how)
-
-
-@app.command(rich_help_panel=USE)
-def interpolate(
-    run: RunArgument,
-    between: Annotated[
-        tuple[str, str] | None,
-        typer.Option(metavar="A B", help="Each a class, test:17, or an image file.", show_default="two prior draws"),
-    ] = None,
-    steps: StepsOption = 11,
-    x: ModeOption = Mean,
-    seed: SeedOption = 0,
-    label: LabelOption = None,
-    checkpoint: CheckpointOption = Best,
-    trust: TrustOption = None,
-    out: OutOption = None,
-    force: ForceOption = False,
-) -> None:
-    """Go from one image to another through the latent space, on a straight line and on a great circle.
-
-    Example: vae interpolate outputs/mine --between 3 8
-    """
-    refuse_early(run, checkpoint, out, force)
-    from vae.commands.latents import interpolate
-
-    interpolate(run, between, steps, x, seed, out, label=label, checkpoint=checkpoint, trust=trust, force=force)
-
-
-@app.command(rich_help_panel=USE)
-def traverse(
-    run: RunArgument,
-    image: Annotated[
-        str | None,
-        typer.Option("--from", help="A class, test:17, or an image file.", show_default="the prior's median"),
-    ] = None,
-    steps: StepsOption = 11,
-    x: ModeOption = Mean,
-    seed: SeedOption = 0,
-    label: LabelOption = None,
-    checkpoint: CheckpointOption = Best,
-    trust: TrustOption = None,
-    out: OutOption = None,
-    force: ForceOption = False,
-) -> None:
-    """Move one latent at a time: a row of images for each.
-
-    Example: vae traverse outputs/mine --from 3
-    """
-    refuse_early(run, checkpoint, out, force)
-    from vae.commands.latents import traverse
-
-    traverse(run, image, steps, x, seed, out, label=label, checkpoint=checkpoint, trust=trust, force=force)
-
-
-@app.command(rich_help_panel=USE)
-def manifold(
-    run: RunArgument,
-    latents: Annotated[
-        tuple[int, int] | None, typer.Option(metavar="I J", help="Of more than two.", show_default=False)
-    ] = None,
-    steps: StepsOption = 15,
-    x: ModeOption = Mean,
-    seed: SeedOption = 0,
-    label: LabelOption = None,
-    checkpoint: CheckpointOption = Best,
-    trust: TrustOption = None,
-    out: OutOption = None,
-    force: ForceOption = False,
-) -> None:
-    """Draw the plane of two latents, at the prior's quantiles.
-
-    Example: vae manifold outputs/mine --latents 0 1
-    """
-    refuse_early(run, checkpoint, out, force)
-    from vae.commands.latents import manifold
-
-    manifold(run, latents, steps, x, seed, out, label=label, checkpoint=checkpoint, trust=trust, force=force)
-
-
-@app.command(rich_help_panel=RUNS)
+@verb(app, RUNS)
 def figure(
-    run: RunArgument,
+    chosen: Chosen,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", autocompletion=complete_figure, show_default="a list of the names"),
+        typer.Argument(metavar="[NAME]", autocompletion=complete("figures"), show_default="a list of the names"),
     ] = None,
-    checkpoint: CheckpointOption = Best,
-    trust: TrustOption = None,
     out: Annotated[
         str | None, typer.Option(*OUT, help="A .png, .svg or .pdf picture.", show_default="in RUN/figures")
     ] = None,
@@ -379,25 +147,23 @@ def figure(
     if name is None:
         list_()
     else:
-        draw(run, name, out, checkpoint=checkpoint, trust=trust, force=force)
+        draw(chosen, name, out, force)
 
 
-@app.command(rich_help_panel=USE)
+@verb(app, USE)
 def export(
-    run: RunArgument,
+    chosen: Chosen,
     format_: Annotated[Format, typer.Option("--format", help="torch and safetensors: weights for plain torch.")],
     out: Annotated[str | None, typer.Option(*OUT, help="A new folder.", show_default="RUN/export_FORMAT")] = None,
-    checkpoint: CheckpointOption = Best,
-    trust: TrustOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Take a model elsewhere: encoder and decoder in a file each, and model.json, which says how to use them.
+    """Export a model: encoder and decoder in a file each, and model.json, which says how to use them.
 
     Example: vae export outputs/mine --format onnx --out mine_onnx
     """
     from vae.commands.export import export
 
-    export(run, format_, out, checkpoint=checkpoint, trust=trust, force=force)
+    export(chosen, format_, out, force)
 
 
 @app.command(rich_help_panel=RUNS)
@@ -426,22 +192,17 @@ def dashboard(
     dashboard(folder, port, host)
 
 
-@app.command(rich_help_panel=RUNS)
+@verb(app, RUNS)
 def explore(
-    run: RunArgument,
-    output: OutputPage = Path("page.html"),
-    images: ImagesOption = 1000,
-    checkpoint: CheckpointOption = Checkpoint.best,
-    trust: TrustOption = None,
-    force: ForceOption = False,
+    chosen: Chosen, output: PageOption = PAGE, images: PageImagesOption = 1000, force: ForceOption = False
 ) -> None:
-    """Write a page in which the latent space of a run is walked: move z, draw an image, go from one to another.
+    """Write a page for exploring a run's latent space: move z, draw an image, go from one image to another.
 
     Example: vae explore outputs/mine -o page.html
     """
     from vae.commands.explore import explore
 
-    explore(run, output, images, checkpoint, tuple(trust or ()), force)
+    explore(chosen.run, output, images, chosen.checkpoint, tuple(chosen.trust or ()), force)
 
 
 @app.command(rich_help_panel=RUNS)
@@ -449,14 +210,14 @@ def report(
     run: Annotated[
         str,
         typer.Argument(
-            metavar="RUN|SWEEP", help="A run, or a folder of runs.", autocompletion=complete_run, show_default=False
+            metavar="RUN|SWEEP", help="A run, or a folder of runs.", autocompletion=complete("runs"), show_default=False
         ),
     ],
-    output: OutputPage = Path("page.html"),
-    images: ImagesOption = 1000,
+    output: PageOption = PAGE,
+    images: PageImagesOption = 1000,
     metric: Annotated[
         list[str] | None,
-        typer.Option(help="Of a sweep: compare by this metric. Repeatable.", autocompletion=complete_metric),
+        typer.Option(help="Of a sweep: compare by this metric. Repeatable.", autocompletion=complete("metrics")),
     ] = None,
     checkpoint: CheckpointOption = Checkpoint.best,
     trust: TrustOption = None,
@@ -567,19 +328,6 @@ def model(
     from vae.commands.model import main
 
     main(overrides or [], output)
-
-
-def refuse_early(run: str, checkpoint: str, out: str | None, force: bool, images: list[str] | None = None) -> None:
-    """Raises InputError for a run, a place or an image that cannot be, before torch's seconds of import."""
-    from vae.commands.output import check_out
-    from vae.run.find import find_run, require_checkpoint
-
-    check_out(out, force)
-    found = find_run(run)
-    require_checkpoint(found, found.which or checkpoint)
-    for image in images or ():
-        if not Path(image).exists():
-            raise InputError(f"{image}: there is no such file; name a PNG or JPEG image, or a folder of them")
 
 
 def main() -> None:

@@ -2,25 +2,23 @@
 
 import yaml
 
+from vae.commands.options import Chosen
 from vae.errors import InputError
 from vae.run import settings
 from vae.run.find import find_directory
 from vae.run.keys import known_keys, nearest
-from vae.run.process import log_to
 
 
-def evaluate(path: str, pairs: list[str], which: str, trust: tuple[str, ...]) -> None:
+def evaluate(chosen: Chosen, pairs: list[str]) -> None:
     """Rewrites the run's metrics and figures; what training measured of itself is kept."""
     changed = evaluation_settings(pairs)
-    found = find_directory(path)
-    log_to(None)
+    find_directory(chosen.run)
+    run = chosen.open()
     from vae.run import results
-    from vae.run.load import load_run
 
-    run = load_run(found.directory, found.which or which, trust=trust)
     plain = run.settings.plain
     run.settings = settings.verify({**plain, "evaluation": plain["evaluation"] | changed})
-    results.reevaluate(run, run.lit, run.data, found.which or which)
+    results.reevaluate(run, run.lit, run.data, run.which)
 
 
 def evaluation_settings(pairs: list[str]) -> dict[str, object]:

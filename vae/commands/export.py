@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vae.commands.opening import open_run
+from vae.commands.options import Chosen
+from vae.commands.output import cannot_write, check_folder
 from vae.distributions import LEVELS, ContinuousBernoulli, DiscretizedLogistic
 from vae.errors import InputError
-from vae.files import replace, whole_file
+from vae.files import replace, whole_file, whole_folder
 from vae.model import VAE
 from vae.networks import describe_layer, plain_layers
 from vae.run.load import TrainedRun
@@ -24,26 +25,31 @@ HALVES = ("encoder", "decoder")
 OPSET = 18
 
 
-def export(path: str, format_: str, out: str | None, **how: Any) -> None:
-    if out is not None and Path(out).exists() and not how["force"]:
-        raise InputError(f"--out={out}: is there already; give another name, or --force to write into it")
-    how.pop("force")
-    run = open_run(path, **how)
-    folder = Path(out) if out else run.directory / f"export_{format_}"
+def export(chosen: Chosen, format_: str, out: str | None, force: bool) -> None:
+    """Writes the files to a folder that is there as a whole or not at all, and prints their names."""
+    place = check_folder(out, force, (*HALVES, "model"))
+    run = chosen.open()
+    folder = place or run.directory / f"export_{format_}"
     vae = run.vae.cpu().eval()
     if vae.classes:
         raise InputError("model.conditional=true: exports have no input for labels; use the model through load_run")
-    if format_ == "onnx":
-        described = describe_onnx(vae)
-        write_onnx(vae, folder)
-    else:
-        halves = {half: sequential(vae, half) for half in HALVES}
-        described = describe_layers(vae, halves)
-        for half, layers in halves.items():
-            _write_weights(folder / f"{half}.{'pt' if format_ == 'torch' else 'safetensors'}", layers, format_)
-    replace(folder / "model.json", (json.dumps(common(run, format_) | described, indent=2) + "\n").encode())
+    try:
+        with whole_folder(folder) as new:
+            described = write_onnx(vae, new) if format_ == "onnx" else write_weights(vae, new, format_)
+            replace(new / "model.json", (json.dumps(common(run, format_) | described, indent=2) + "\n").encode())
+    except OSError as error:
+        raise cannot_write(folder, error) from error
     for file in sorted(folder.iterdir()):
         print(file)
+
+
+def write_weights(vae: VAE, folder: Path, format_: str) -> dict[str, Any]:
+    """A file per half; returns what model.json says of them."""
+    halves = {half: sequential(vae, half) for half in HALVES}
+    described = describe_layers(vae, halves)
+    for half, layers in halves.items():
+        _write_weights(folder / f"{half}.{'pt' if format_ == 'torch' else 'safetensors'}", layers, format_)
+    return described
 
 
 def common(run: TrainedRun, format_: str) -> dict[str, Any]:
@@ -178,7 +184,8 @@ def describe_onnx(vae: VAE) -> dict[str, Any]:
     }
 
 
-def write_onnx(vae: VAE, folder: Path) -> None:
+def write_onnx(vae: VAE, folder: Path) -> dict[str, Any]:
+    """A graph per half; returns what model.json says of them."""
     try:
         import onnx
         import onnxscript  # noqa: F401  # what torch writes the file by
@@ -196,3 +203,4 @@ def write_onnx(vae: VAE, folder: Path) -> None:
         assert program is not None
         with whole_file(folder / f"{half}.onnx") as file:
             onnx.save(program.model_proto, file)
+    return describe_onnx(vae)

@@ -1,9 +1,8 @@
 """`vae figure RUN NAME`: one figure of a run, drawn anew."""
 
 from pathlib import Path
-from typing import Any
 
-from vae.commands.opening import default_out, open_run
+from vae.commands.options import Chosen
 from vae.commands.output import PICTURES, check_out, write
 from vae.errors import InputError
 from vae.evaluation.estimates import sample_metrics
@@ -18,18 +17,18 @@ def list_() -> None:
         print(f"{name:<20} {kind.shows}{'' if kind.at_the_end else ' (by name only)'}")
 
 
-def draw(path: str, name: str, out: str | None, **how: Any) -> None:
+def draw(chosen: Chosen, name: str, out: str | None, force: bool) -> None:
     """Raises InputError for a name that is none, and for a figure that this model does not have."""
-    place = check_out(out, how.pop("force"), PICTURES)
+    place = check_out(out, force, PICTURES)
     if name not in FIGURES:
         near = nearest(name, FIGURES)
         hint = near if near.startswith("did") else f"it is one of {', '.join(FIGURES)}"
         raise InputError(f"{name}: there is no such figure; {hint}")
-    run = open_run(path, **how)
+    run = chosen.open()
     history, s = history_of(run), run.settings
     subject = Subject(run.vae, run.data, history.curve, caption(s.plain), s.seed, run.which)
     if NO_CLASSIFIER in FIGURES[name].reasons and run.data.classes > 1:
         count = s.evaluation.generated or 1000
         subject.generated = sample_metrics(run.vae, run.data, Path(s.evaluation.cache_dir), count, s.seed)[1]
     figure = draw_figure(name, subject)
-    write(place or default_out(run, f"{name}.png"), lambda: figure, {})
+    write(place or run.directory / "figures" / f"{name}.png", lambda: figure, {})

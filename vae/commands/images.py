@@ -1,115 +1,104 @@
-"""`vae reconstruct`, `vae encode` and `vae score`: of the test split, or of a person's own images."""
+"""The images that a verb is given: of the test split, or a person's own."""
 
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vae.commands.opening import Given, binarised, default_out, describe, images_of, open_run
-from vae.commands.output import check_out, write
-from vae.data.batches import Images, as_floats
+from vae.data.batches import Images
+from vae.data.photographs import find_images, fit_image
 from vae.errors import InputError
-from vae.evaluation import draws, figures
-from vae.evaluation.estimates import image_scores
-from vae.run.load import TrainedRun
-from vae.words import HALF_INTERVAL, plus_minus, printable
+from vae.evaluation import figures
+from vae.evaluation.draws import classes_in_turn, decode, prior_latents
+from vae.files import expand
+from vae.run.load import TrainedRun, in_short
 
 WIDE = 12  # pairs of images in a row
-SHOWN = 40  # of the most unusual images
-LISTED = 10  # of them in the terminal
 
 
-def reconstruct(
-    path: str, images: list[str] | None, count: int, z: str, x: str, seed: int, out: str | None, **how: Any
-) -> None:
-    place = check_out(out, how.pop("force"))
-    run = open_run(path, **how)
-    given = images_of(run, images, count)
-    made = draws.reconstruct(run.vae, given.source(run), z, x, seed)
-    error = (as_floats(given.images) - made).square().sum((1, 2, 3))
-    draw_z = "posterior mean" if z == "mean" else f"one draw from the posterior, seed {seed}"
-    text = (
-        f"{describe(run)}; {given.said}; z: {draw_z}; x: {x} of p(x|z); squared error {error.mean():.4g} an image on "
-        "average"
-    )
-    values = {"name": given.names, "squared_error": error, "x": as_floats(given.images), "x_hat": made}
-    write(
-        place or default_out(run, "reconstruct.png"),
-        lambda: pairs(as_floats(given.images), made, text),
-        values,
-        "Images over their reconstructions",
-    )
+@dataclass
+class Batch:
+    """Images (N, C, H, W), uint8, with a name each, and their labels (N,) if there are any.
+
+    `origin` tells a caption where they come from and what was done to them.
+    """
+
+    images: Tensor
+    names: list[str]
+    labels: Tensor | None
+    origin: str
+
+    def source(self, run: TrainedRun) -> Tensor | Images:
+        return labelled(run, self.images, self.labels)
+
+    def class_of(self, run: TrainedRun, row: int) -> str:
+        return "" if self.labels is None else f", class {run.data.class_names[int(self.labels[row])]}"
 
 
-def pairs(x: Tensor, x_hat: Tensor, text: str) -> Any:
-    """Each image over its reconstruction, in as many double rows as it takes."""
-    if len(x) <= WIDE:
-        return figures.reconstructions(x, x_hat, text)
-    rows = []
-    for a, b in zip(x.split(WIDE), x_hat.split(WIDE), strict=True):
-        blank = torch.ones(WIDE - len(a), *a.shape[1:])
-        rows += [torch.cat([a, blank]), torch.cat([b, blank])]
-    return figures.grid(torch.cat(rows), WIDE, text, ["image", "made of it"] * (len(rows) // 2))
+def labelled(run: TrainedRun, images: Tensor, labels: Tensor | None = None) -> Tensor | Images:
+    """Images with the classes that a conditional model takes them for: that of `--label`, else their own labels."""
+    if run.label is not None:
+        labels = torch.full((len(images),), run.label)
+    return images if labels is None else Images(images, labels)
 
 
-def encode(path: str, images: list[str] | None, out: str | None, **how: Any) -> None:
-    place = check_out(out, how.pop("force"))
-    run = open_run(path, **how)
-    given = images_of(run, images)
-    found = draws.encode(run.vae, given.source(run))
-    labels = {} if given.labels is None else {"label": given.labels.numpy()}
-    text = f"{describe(run)}; {given.said}; posterior means of {len(given.images)} images"
-    classes = labels.get("label", np.zeros(len(given.images), int))
-    names = run.data.class_names if labels else ["images"]
-    write(
-        place or default_out(run, "encode.png"),
-        lambda: figures.latents(found["mean"], classes, text, names),
-        {"name": given.names, **labels, **found},
-        "Scatter plot of posterior means",
-    )
+def images_of(run: TrainedRun, paths: list[str] | None, count: int | None = None) -> Batch:
+    """A person's own images, or the test split (its first `count`); raises InputError for what is no image."""
+    if not paths:
+        images, labels = run.data.test.images[:count], run.data.test.labels[:count]
+        return Batch(images, [f"test {i}" for i in range(len(images))], labels if run.data.classes else None, "test")
+    files = find_images(paths)
+    dark = is_dark(run)
+    fitted = [fit_image(file, run.vae.image_shape, dark) for file in files]
+    images = torch.from_numpy(np.stack([image for image, _ in fitted]))
+    counts = Counter(treatment for _, treatment in fitted)
+    origin = ", ".join(counts) if len(counts) == 1 else "; ".join(f"{n} {done}" for done, n in counts.items())
+    if run.vae.likelihood.support == "binary":
+        images, done = binarised(images, run.settings.plain["data"].get("binarize", "threshold"), run.settings.seed)
+        origin = f"{origin}; all {done}"
+    return Batch(images, [str(file) for file in files], None, f"own images: {origin}")
 
 
-def score(
-    path: str, images: list[str] | None, count: int | None, samples: int, seed: int, against: list[str] | None,
-    out: str | None, **how: Any,
-) -> None:  # fmt: skip
-    place = check_out(out, how.pop("force"))
-    run = open_run(path, **how)
-    given = images_of(run, images, count)
-    found, error = image_scores(run.vae, given.source(run), samples, seed, bar=True)
-    order = found.argsort()
-    what = "log p(x)" if run.vae.likelihood.normalised else "minus (reconstruction + KL), which are no nats"
-    print(f"{what}, the most unusual of {len(found)} images first; ± over {samples} importance samples")
-    for rank, row in enumerate(order[:LISTED].tolist(), 1):
-        value = plus_minus(float(found[row]), HALF_INTERVAL * float(error[row]))
-        print(f"{rank:>4}  {value:>20}  {printable(given.names[row])}{_label(given, row)}")
-    for name in against or ():
-        others, _ = image_scores(run.vae, contrast(run, name, given, seed), samples, seed, bar=True)
-        print(f"against {name}: area under the ROC curve {area(found, others):.4f} ({len(others)} images)")
-    shown = order[:SHOWN]
-    text = (
-        f"{describe(run)}; {given.said}; the {len(shown)} most unusual of {len(found)} images by {what}, from "
-        f"{found[shown[0]]:.1f} to {found[shown[-1]]:.1f}, in reading order; {samples} importance samples"
-    )
-    labels = {} if given.labels is None else {"label": given.labels[order].numpy()}
-    values = {"name": [given.names[row] for row in order.tolist()], **labels, "score": found[order]}
-    values |= {"error": error[order], "x": as_floats(given.images[order])}
-    drawn = as_floats(given.images[shown])
-    write(
-        place or default_out(run, "score.png"),
-        lambda: figures.grid(drawn, min(10, len(shown)), text),
-        values,
-        "The most unusual images in order",
-    )
+def is_dark(run: TrainedRun) -> bool:
+    """Whether the model's images are light on dark, by the border of the mean of its samples."""
+    labels = classes_in_turn(run.vae, run.label)
+    mean = decode(run.vae, prior_latents(run.vae, 64, 0), labels=labels).mean((0, 1))  # (H, W)
+    return bool(torch.cat([mean[0], mean[-1], mean[:, 0], mean[:, -1]]).median() < 0.5)
 
 
-def _label(given: Given, row: int) -> str:
-    return "" if given.labels is None else f", class {given.labels[row]}"
+def binarised(images: Tensor, how: str, seed: int) -> tuple[Tensor, str]:
+    """As a model of binary images was trained: by a threshold or by one Bernoulli draw per pixel."""
+    if how == "threshold":
+        return (images >= 128).to(torch.uint8) * 255, "binarised at one half"
+    uniform = torch.randint(255, images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return (uniform < images).to(torch.uint8) * 255, "binarised by one draw"
 
 
-def contrast(run: TrainedRun, name: str, like: Given, seed: int) -> Tensor | Images:
+def one_image(run: TrainedRun, text: str) -> tuple[Tensor, str]:
+    """An image (1, C, H, W) by a class (the first of it in the test split), `test:17`, or a file; and its name."""
+    split, _, index = text.partition(":")
+    names = run.class_names
+    if split == "test" and index.isdecimal():
+        count = len(run.data.test.images)
+        if int(index) >= count:
+            raise InputError(f"{text}: there are {count} test images; give test:0 to test:{count - 1}")
+        return run.data.test.images[int(index) : int(index) + 1], text
+    if text not in names and not expand(text).exists():
+        known = f"a class ({in_short(names)}), " if names else ""
+        raise InputError(f"{text} is neither a class nor a file; give {known}test:17 for a test image, or a file")
+    if text not in names:
+        batch = images_of(run, [text])
+        return batch.images[:1], batch.names[0]
+    rows = (run.data.test.labels == list(names).index(text)).nonzero().flatten()
+    if not len(rows):
+        raise InputError(f"{text}: no test image is of this class; give another one, or test:17 for a test image")
+    return run.data.test.images[rows[:1]], f"class {text}"
+
+
+def contrast(run: TrainedRun, name: str, like: Batch, seed: int) -> Tensor | Images:
     """Images that are none of the model's kind: `noise` (uniform), `upside-down`, or those of a folder."""
     if name == "noise":
         made = torch.randint(256, like.images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
@@ -128,3 +117,14 @@ def area(usual: Tensor, unusual: Tensor) -> float:
         raise InputError("--against: there are no images to compare")
     truth = np.r_[np.ones(len(usual)), np.zeros(len(unusual))]
     return float(roc_auc_score(truth, torch.cat([usual, unusual]).numpy()))
+
+
+def pairs(x: Tensor, x_hat: Tensor, text: str) -> Any:
+    """Each image over its reconstruction, in as many double rows as it takes."""
+    if len(x) <= WIDE:
+        return figures.reconstructions(x, x_hat, text)
+    rows = []
+    for a, b in zip(x.split(WIDE), x_hat.split(WIDE), strict=True):
+        blank = torch.ones(WIDE - len(a), *a.shape[1:])
+        rows += [torch.cat([a, blank]), torch.cat([b, blank])]
+    return figures.grid(torch.cat(rows), WIDE, text, ["image", "made of it"] * (len(rows) // 2))

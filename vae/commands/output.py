@@ -1,12 +1,14 @@
 """What a verb writes: a picture, or with --out its numbers."""
 
-from collections.abc import Callable, Mapping
+import errno
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vae import tables
 from vae.errors import InputError
-from vae.files import replace, whole_file
+from vae.files import expand, replace, whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,15 +17,41 @@ PICTURES, DATA = (".png", ".svg", ".pdf"), (".npz", ".csv")
 
 
 def check_out(out: str | None, force: bool, kinds: tuple[str, ...] = PICTURES + DATA) -> Path | None:
-    """Where the result goes; raises InputError for another kind of file, and for one that is there already."""
+    """Where the result goes; raises InputError for another kind of file, and one that exists or cannot be written."""
     if out is None:
         return None
-    path = Path(out)
+    path = expand(out)
     if path.suffix.lower() not in kinds:
-        raise InputError(f"--out={out}: ends in none of {', '.join(kinds)}; for example --out {path.stem}{kinds[0]}")
-    if path.is_dir() or (path.exists() and not force):
-        raise InputError(f"--out={out}: is there already; give another name, or --force to replace it")
+        stem = path.stem or "x"
+        raise InputError(f"--out={out}: must end in {', '.join(kinds)}; for example --out {stem}{kinds[0]}")
+    _require_place(path, force)
+    if path.is_dir():
+        raise InputError(f"--out={out}: is a folder; choose another name")
     return path
+
+
+def check_folder(out: str | None, force: bool, own: Sequence[str]) -> Path | None:
+    """The same for a folder; one that holds anything but files called `own` is never replaced."""
+    if out is None:
+        return None
+    path = expand(out)
+    _require_place(path, force)
+    others = [file.name for file in path.iterdir() if file.stem not in own] if path.is_dir() else []
+    if others or path.is_file():
+        raise InputError(f"--out={out}: {others[0] if others else 'a file'} would be lost; choose a new folder")
+    return path
+
+
+def _require_place(path: Path, force: bool) -> None:
+    try:
+        if path.exists() and not force:
+            advice = "choose another name" if path.is_dir() else "choose another name or use --force"
+            raise InputError(f"--out={path}: already exists; {advice}")
+        parent = next(parent for parent in path.absolute().parents if parent.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise NotADirectoryError(errno.EACCES, f"{parent} is not a folder that can be written")
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,7 +5,7 @@ A command line is its author's own; a run's files may be a stranger's, and to bu
 
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class TrainedRun(Run):
     which: str = "best"  # the checkpoint
     data_root: str | None = None
     label: int | None = None  # the class that a command names for every image of a conditional model
+    class_names: Sequence[str] = ()  # of the data; none without labels
 
     @property
     def vae(self) -> VAE:
@@ -76,6 +77,16 @@ class TrainedRun(Run):
         folder = runtime.get("cwd") if isinstance(runtime, dict) else None
         started = Path(folder, place) if isinstance(folder, str) else Path(place)
         return str(started) if started.exists() else place
+
+    def class_number(self, name: str) -> int:
+        """A class of a conditional model, by its name or its number; raises InputError for another."""
+        if not self.vae.classes:
+            raise InputError(f"--label={name}: this model is not conditional; leave it out")
+        if name in self.class_names:
+            return list(self.class_names).index(name)
+        if name.isdecimal() and int(name) < self.vae.classes:
+            return int(name)
+        raise InputError(f"--label={name}: this model has the classes {in_short(self.class_names)}")
 
     @property
     def history(self) -> DataFrame:
@@ -102,6 +113,11 @@ class TrainedRun(Run):
         return bounds(self.vae, x if y is None else Images(x, y), samples, seed).log_px
 
 
+def in_short(names: Sequence[str]) -> str:
+    """The first names of a list, or all where they are few."""
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
 def load_run(
     directory: str | os.PathLike[str],
     which: str = "best",
@@ -118,10 +134,10 @@ def load_run(
     checkpoint = checkpoints.load(path)
     facts = checkpoint["vae"]
     refuse_untrusted(facts["settings"], trust)
-    classes = len((facts.get("data") or {}).get("class_names", []))
+    run.class_names = facts.get("data", {}).get("class_names", [])
 
     def build() -> LitVAE:
-        return build_lit(run.settings, build_vae(run.settings, tuple(facts["image_shape"]), classes))
+        return build_lit(run.settings, build_vae(run.settings, tuple(facts["image_shape"]), len(run.class_names)))
 
     require_fit(build, path, checkpoint)
     run.lit = build().eval()
