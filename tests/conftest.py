@@ -19,7 +19,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from vae.data import module
 from vae.run import settings
 from vae.run.compose import compose_config
 from vae.run.keys import Settings
@@ -53,14 +52,6 @@ def _undisturbed() -> Iterator[None]:
         torch.set_num_threads(threads)
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
-
-
-@pytest.fixture(scope="module")
-def digits_once() -> Iterator[None]:
-    """scikit-learn's digits are read and enlarged once, not for each of a hundred models."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_load_digits", functools.cache(module._load_digits))
-        yield
 
 
 @functools.cache

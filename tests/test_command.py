@@ -112,7 +112,7 @@ EXPLAINED = {  # what is said of each form of Hydra's messages, and what it must
     "latent_dim=[1,": ["latent_dim=[1,"],
     "latent_dim": ["latent_dim"],
     "latent_dim=2,3": ["latent_dim=2,3", "--multirun"],
-    "data=base": ["data.name"],
+    "data=base": ["data._target_"],
     "dropout=${nothing}": ["dropout", "nothing"],
     "=4": ["=4", "key=value"],
     "latent_dim=4 4": ["latent_dim=4 4"],

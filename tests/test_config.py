@@ -16,6 +16,7 @@ from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 from test_downloads import publish, put, small_set
 
+from vae.data import KMNIST, MNIST, FashionMNIST
 from vae.errors import InputError
 from vae.run import command, results, settings
 from vae.run.build import build, build_objective
@@ -30,7 +31,6 @@ from vae.training.lit import LitVAE
 from vae.training.signals import GracefulStop
 
 pytestmark = [
-    pytest.mark.usefixtures("digits_once"),
     # Lightning's opinions on the number of workers and of steps between log lines
     pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
 ]
@@ -48,13 +48,13 @@ NEEDS = {  # what an option cannot do without
     "objective=iwae": ("objective.samples=3", "likelihood=gaussian"),
     "prior=vamp": ("prior.inputs=3",),
     "data=sprites": ("data.size=9", "data.count=300"),
-    "experiment=sprites": ("data.test_size=300",),  # of digits
+    "experiment=sprites": ("data.test_size=300", "data.count=900"),
     "data=folder": ("data.path=mine",),
     "data=npz": ("data.path=mine.npz",),
 }
 ELSEWHERE = {  # files, other devices
-    "data=mnist", "data=fashion_mnist", "data=kmnist", "data=torchvision", "data=folder", "data=npz", "trainer=gpu",
-    "trainer=ddp",
+    "data=mnist", "data=fashion_mnist", "data=kmnist", "data=cifar10", "data=svhn", "data=emnist", "data=omniglot",
+    "data=folder", "data=npz", "trainer=gpu", "trainer=ddp",
 }  # fmt: skip
 
 
@@ -97,7 +97,8 @@ def small_with(option: str) -> tuple[str, ...]:
     channels = [f"model.{half[option]}.channels=[2,3]"] if option in half else []
     base = CONVOLUTIONS if convolutional else (*SMALL, *channels)
     name = option.partition("=")[0]
-    kept = [given for given in base if given.partition("=")[0] != name]
+    replaced = (name, "data") if option == "experiment=sprites" else (name,)
+    kept = [given for given in base if given.partition("=")[0] not in replaced]
     lengths = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "data.eval_batch_size=50"]
     return (*kept, *lengths, *([] if name == "evaluation" else ["evaluation=none"]), option, *NEEDS.get(option, ()))
 
@@ -113,11 +114,13 @@ def test_option_trains_two_steps(option: str) -> None:
     assert any(not torch.equal(value, before[name]) for name, value in lit.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])
-def test_data_option_trains_on_its_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "kind"), [("mnist", MNIST), ("fashion_mnist", FashionMNIST), ("kmnist", KMNIST)])
+def test_data_option_trains_on_its_files(
+    name: str, kind: type[MNIST], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     contents = small_set()
-    publish(monkeypatch, contents, name)
-    put(tmp_path, contents, name)
+    publish(monkeypatch, contents, kind)
+    put(tmp_path, contents, kind)
     base = [given for given in SHORT if given != "data=digits"]
     s = settings_of(*base, f"data={name}", f"data.root={tmp_path}", "data.dev_size=9", "data.batch_size=5")
     lit, trainer = fitted(s)
@@ -144,7 +147,7 @@ def test_default_configuration_is_the_report_s() -> None:
         "likelihood._target_": "vae.likelihoods.SquaredErrorHead", "likelihood.reconstruct": "sample",
         "objective._target_": "vae.objectives.ELBO", "objective.samples": 1, "objective.free_bits": 0,
         "objective.beta._target_": "vae.schedules.constant", "objective.beta.value": 1,
-        "data.name": "mnist", "data.batch_size": 100, "data.split": "last", "data.binarize": "none",
+        "data._target_": "vae.data.MNIST", "data.batch_size": 100, "data.split": "last", "data.binarize": "none",
         "optimizer._target_": "torch.optim.Adam", "optimizer.lr": 1e-3, "optimizer.weight_decay": 1e-5,
         "scheduler._target_": None, "trainer.max_epochs": 70, "trainer.gradient_clip_val": None,
     }  # fmt: skip
@@ -360,13 +363,14 @@ FIGURES = (
 # Values that may differ between two sittings: the same weights come out. `compile` is in a test of its own.
 ANOTHER = {
     "run_dir": "elsewhere", "threads": 2, "checkpoint": "best", "trainer.accelerator": "cpu",
-    "trainer.enable_progress_bar": False, "data.root": "elsewhere", "data.mirrors": ["https://example.org/"],
-    "data.timeout": 1.5, "data.num_workers": 1, "data.eval_batch_size": 70, "callbacks.checkpoint_minutes": 0.5,
+    "trainer.enable_progress_bar": False, "data.num_workers": 1, "data.eval_batch_size": 70,
+    "callbacks.checkpoint_minutes": 0.5,
     "callbacks.figures_every": 3, "evaluation.cache_dir": "elsewhere", "evaluation.figures": True,
     "evaluation.formats": ["svg"], "evaluation.dpi": 200,
     "data.resident": True,
     "trainer.fast_step": False,
 }  # fmt: skip
+FETCHING = {"data.root": "elsewhere", "data.mirrors": ["https://example.org/"], "data.timeout": 1.5}  # not of digits
 
 
 def changed(given: tuple[str, ...], key: str, value: Any) -> Settings:
@@ -406,9 +410,9 @@ def test_compiled_networks_train_alike() -> None:
 
 def test_every_key_has_a_test() -> None:
     """A new key without a line in one of the tables above fails here."""
-    elsewhere = {"compile", "data.name", "data.path", "data.mode", "callbacks.extra", "logger"}
-    assert set(CASES) | set(ANOTHER) | set(FIGURES) | elsewhere == set(known_keys())
-    assert set(ANOTHER) | {"compile"} == set(NOT_IDENTITY)
+    elsewhere = {"compile", "data.path", "data.mode", "callbacks.extra", "logger"}
+    assert set(CASES) | set(ANOTHER) | set(FIGURES) | set(FETCHING) | elsewhere == set(known_keys())
+    assert set(ANOTHER) | set(FETCHING) | {"compile"} == set(NOT_IDENTITY)
     assert not set(CASES) & set(ANOTHER)
 
 
@@ -482,10 +486,18 @@ def test_evaluation_keys_change_the_figures(five_by_seven: tuple[str, ...], tmp_
     assert set(base) - set(without) == {"test/knn_accuracy", "test/linear_probe_accuracy"}
 
 
-def test_name_of_the_data_changes_the_run(five_by_seven: tuple[str, ...]) -> None:
+def test_where_the_data_come_from_changes_no_weight(five_by_seven: tuple[str, ...]) -> None:
+    assert set(FETCHING) <= set(NOT_IDENTITY)
+    elsewhere = settings_of(*five_by_seven, "data.mirrors=[https://example.org/]", "data.timeout=1.5")
+    assert weights(elsewhere) == weights(settings_of(*five_by_seven))
+
+
+def test_the_data_set_changes_the_run(five_by_seven: tuple[str, ...]) -> None:
     s = settings_of(*five_by_seven)
     digits = copy.deepcopy(s.plain)
-    digits["data"]["name"] = "digits"
+    digits["data"]["_target_"] = "vae.data.Digits"
+    for key in ("root", "mirrors", "timeout"):
+        del digits["data"][key]
     assert weights(settings.verify(digits)) != weights(s)
 
 

@@ -168,14 +168,14 @@ def test_a_row_has_given_keys_first_and_the_same_columns_whatever_the_run() -> N
         "latent_dim": 3,
         "model": {"encoder": {"_target_": "vae.networks.MLPEncoder", "hidden": [5, 4]}},
         "likelihood": {"_target_": "vae.likelihoods.GaussianHead", "sigma": "pixel"},
-        "data": {"_target_": "vae.data.ImageDataModule", "name": "digits", "batch_size": 7},
+        "data": {"_target_": "vae.data.Digits", "batch_size": 7},
     }
     cells = Sheet(settings, {"model.encoder.hidden": "[5,4]", "model": "mlp", "likelihood": "gaussian"}).cells()
     assert list(cells)[:3] == ["model.encoder.hidden", "model", "likelihood"]
     assert cells["model.encoder.hidden"] == "[5, 4]"
     assert cells["model"] == "mlp"
     assert cells["model.encoder"] == "MLPEncoder"
-    assert cells["data"] == "digits"
+    assert cells["data"] == "Digits"
     assert set(cells) - {"model.encoder.hidden", "model"} <= set(FIXED)
     assert Sheet(settings, {}).cells()["likelihood"] == "GaussianHead"
 

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import logging
+import os
 import socket
 import struct
 import sys
@@ -11,16 +12,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from subprocess import PIPE, Popen
+from typing import Any
 
 import numpy as np
 import pytest
 
-from vae.data import downloads
-from vae.data.downloads import FILES, SIZES, SOURCES, Source, ensure, raw_folder, read_idx
+from vae.data import KMNIST, MNIST, FashionMNIST
+from vae.data.downloads import FILES, MD5, SIZES, ensure, raw_folder, read_idx
 from vae.errors import InputError
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = FILES
@@ -50,22 +51,19 @@ def md5(content: bytes) -> str:
     return hashlib.md5(content).hexdigest()
 
 
-def publish(monkeypatch: pytest.MonkeyPatch, contents: Contents, name: str = "mnist") -> Source:
+def publish(monkeypatch: pytest.MonkeyPatch, contents: Contents, kind: type[MNIST] = MNIST) -> None:
     """Makes these four files the published ones of a set, with the kinds of sums that it has."""
-    source = replace(
-        SOURCES[name],
-        mirrors=(),
-        gz_md5={file: md5(packed(contents)[f"{file}.gz"]) for file in FILES},
-        md5={file: md5(contents[file]) for file in SOURCES[name].md5},
-    )
-    monkeypatch.setitem(SOURCES, name, source)
+    source = kind.source
+    monkeypatch.setattr(source, "mirrors", [])
+    monkeypatch.setattr(source, "resources", [(file, md5(content)) for file, content in packed(contents).items()])
+    if source.__name__ in MD5:
+        monkeypatch.setitem(MD5, source.__name__, {file: md5(content) for file, content in contents.items()})
     for file in FILES:
         monkeypatch.setitem(SIZES, file, len(contents[file]))
-    return source
 
 
-def put(root: Path, contents: Contents, name: str = "mnist") -> Path:
-    folder = raw_folder(name, root)
+def put(root: Path, contents: Contents, kind: type[MNIST] = MNIST) -> Path:
+    folder = raw_folder(kind.source, root)
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in contents.items():
         (folder / file).write_bytes(content)
@@ -127,22 +125,16 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{free.getsockname()[1]}/"
 
 
-def refused(root: Path, *mirrors: str, name: str = "mnist", timeout: float = 5) -> str:
+def fetch(root: Path, *mirrors: str, kind: type[MNIST] = MNIST, timeout: float = 5) -> None:
+    ensure(kind.source, root, mirrors or [closed_port()], timeout)
+
+
+def refused(root: Path, *mirrors: str, kind: type[MNIST] = MNIST, timeout: float = 5) -> str:
     with pytest.raises(InputError) as caught:
-        ensure(name, root, mirrors or [closed_port()], timeout)
+        fetch(root, *mirrors, kind=kind, timeout=timeout)
     message = str(caught.value)
     assert "\n" not in message
-    assert not list(root.rglob("*.part"))
     return message
-
-
-def test_table_restates_what_torchvision_publishes() -> None:
-    from torchvision import datasets
-
-    for source in SOURCES.values():
-        official = getattr(datasets, source.folder)
-        assert official.resources == [(f"{file}.gz", source.gz_md5[file]) for file in FILES]
-        assert list(source.mirrors) == official.mirrors
 
 
 @pytest.mark.parametrize("shape", [(6,), (2, 3, 5)])
@@ -156,17 +148,17 @@ def test_read_idx_is_the_inverse_of_the_format(tmp_path: Path, shape: tuple[int,
 def test_good_files_are_left_alone_and_nothing_is_made(tmp_path: Path, contents: Contents) -> None:
     put(tmp_path, contents)
     before = tree(tmp_path)
-    ensure("mnist", tmp_path, [closed_port()])
+    fetch(tmp_path, closed_port())
     assert tree(tmp_path) == before
 
 
 def test_missing_files_are_fetched_with_their_gz(tmp_path: Path, contents: Contents) -> None:
     with serve(whole(contents)) as (url, asked):
-        ensure("mnist", tmp_path / "new" / "root", [url])
-        ensure("mnist", tmp_path / "new" / "root", [url])
-    folder = raw_folder("mnist", tmp_path / "new" / "root")
+        fetch(tmp_path / "new" / "root", url)
+        fetch(tmp_path / "new" / "root", url)
+    folder = raw_folder(MNIST.source, tmp_path / "new" / "root")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == contents | packed(contents)
-    assert asked == [f"{file}.gz" for file in FILES]
+    assert set(asked) == {f"{file}.gz" for file in FILES}
 
 
 def flipped(content: bytes, at: int = -1) -> bytes:
@@ -200,32 +192,32 @@ def test_damaged_file_is_refused_without_network_and_replaced_with_it(
         assert str(expected) in message
         assert (folder / file).read_bytes() == content  # refused, not deleted
     with serve(whole(contents)) as (url, asked):
-        ensure("mnist", tmp_path, [url])
+        fetch(tmp_path, url)
     assert {file: (folder / file).read_bytes() for file in FILES} == contents
-    assert asked == [f"{file}.gz" for file in FILES if file in wrong]
+    assert set(asked) == {f"{file}.gz" for file in wrong}
 
 
 def test_good_gz_mends_a_file_without_network(tmp_path: Path, contents: Contents) -> None:
     folder = put(tmp_path, contents | packed(contents) | {TEST_IMAGES: b"damaged"})
     (folder / TRAIN_LABELS).unlink()
-    ensure("mnist", tmp_path, [closed_port()])
+    fetch(tmp_path, closed_port())
     assert {file: (folder / file).read_bytes() for file in FILES} == contents
 
 
 def test_bad_gz_is_fetched_anew(tmp_path: Path, contents: Contents) -> None:
     folder = put(tmp_path, contents | {f"{TEST_IMAGES}.gz": b"damaged", TEST_IMAGES: b"damaged"})
     with serve(whole(contents)) as (url, _):
-        ensure("mnist", tmp_path, [url])
+        fetch(tmp_path, url)
     assert (folder / TEST_IMAGES).read_bytes() == contents[TEST_IMAGES]
     assert (folder / f"{TEST_IMAGES}.gz").read_bytes() == packed(contents)[f"{TEST_IMAGES}.gz"]
 
 
 def test_set_without_sums_of_its_files_is_compared_with_its_gz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contents = small_set()
-    publish(monkeypatch, contents, "kmnist")
+    publish(monkeypatch, contents, KMNIST)
     wrong = {TEST_IMAGES: flipped(contents[TEST_IMAGES])}
-    folder = put(tmp_path, contents | packed(contents) | wrong, "kmnist")
-    ensure("kmnist", tmp_path, [closed_port()])
+    folder = put(tmp_path, contents | packed(contents) | wrong, KMNIST)
+    fetch(tmp_path, kind=KMNIST)
     assert (folder / TEST_IMAGES).read_bytes() == contents[TEST_IMAGES]
 
 
@@ -233,34 +225,24 @@ def test_set_without_sums_and_gz_is_checked_by_header_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     contents = small_set()
-    publish(monkeypatch, contents, "fashion_mnist")
-    folder = put(tmp_path, contents, "fashion_mnist")
+    publish(monkeypatch, contents, FashionMNIST)
+    folder = put(tmp_path, contents, FashionMNIST)
     with caplog.at_level(logging.WARNING):
-        ensure("fashion_mnist", tmp_path, [closed_port()])
+        fetch(tmp_path, kind=FashionMNIST)
     assert len(caplog.records) == len(FILES)
     for at in (3, 7):  # the magic number; the count of images
         (folder / TEST_IMAGES).write_bytes(flipped(contents[TEST_IMAGES], at))
-        assert f"{TEST_IMAGES} is no idx file" in refused(tmp_path, name="fashion_mnist")
+        assert f"{TEST_IMAGES} is no idx file" in refused(tmp_path, kind=FashionMNIST)
 
 
-def test_cut_download_is_tried_once_more(tmp_path: Path, contents: Contents) -> None:
-    def answer(handler: BaseHTTPRequestHandler, file: str) -> None:
-        body = packed(contents)[file]
-        reply(handler, body if asked.count(file) > 1 else body[: len(body) // 2], len(body))
-
-    with serve(answer) as (url, asked):
-        ensure("mnist", tmp_path, [url])
-    assert asked == [f"{file}.gz" for file in FILES for _ in range(2)]
-    folder = raw_folder("mnist", tmp_path)
-    assert {file: (folder / file).read_bytes() for file in FILES} == contents
-
-
-def test_download_cut_every_time_is_reported_and_leaves_nothing(tmp_path: Path, contents: Contents) -> None:
-    with serve(lambda handler, file: reply(handler, b"half", 99)) as (url, asked):
+def test_cut_download_is_reported_and_fetched_anew(tmp_path: Path, contents: Contents) -> None:
+    with serve(lambda handler, file: reply(handler, packed(contents)[file][:20], 999)) as (url, _):
         message = refused(tmp_path, url)
-    assert "cut off after 4 of 99 bytes" in message
-    assert len(asked) == 2
-    assert list(raw_folder("mnist", tmp_path).iterdir()) == []
+    assert all(f"{file} is missing" in message for file in FILES)
+    with serve(whole(contents)) as (url, _):
+        fetch(tmp_path, url)
+    folder = raw_folder(MNIST.source, tmp_path)
+    assert {file: (folder / file).read_bytes() for file in FILES} == contents
 
 
 def test_next_mirror_serves_what_the_first_gets_wrong(tmp_path: Path, contents: Contents) -> None:
@@ -268,16 +250,15 @@ def test_next_mirror_serves_what_the_first_gets_wrong(tmp_path: Path, contents: 
         serve(lambda handler, file: reply(handler, b"<html>moved</html>")) as (wrong, asked),
         serve(whole(contents)) as (right, _),
     ):
-        ensure("mnist", tmp_path, [closed_port(), wrong, right.rstrip("/")])
-    assert asked == [f"{file}.gz" for file in FILES]
+        fetch(tmp_path, closed_port(), wrong, right.rstrip("/"))
+    assert set(asked) == {f"{file}.gz" for file in FILES}
 
 
-def test_wrong_content_is_reported_with_both_sums(tmp_path: Path, contents: Contents) -> None:
-    with serve(lambda handler, file: reply(handler, b"page")) as (url, asked):
+def test_wrong_content_is_never_used(tmp_path: Path, contents: Contents) -> None:
+    with serve(lambda handler, file: reply(handler, gzip.compress(contents[TEST_LABELS]))) as (url, _):
         message = refused(tmp_path, url)
-    assert md5(b"page") in message
-    assert SOURCES["mnist"].gz_md5[TRAIN_IMAGES] in message
-    assert len(asked) == 1
+    assert "corrupted" in message
+    assert not [file for file in FILES if (raw_folder(MNIST.source, tmp_path) / file).exists()]
 
 
 def test_http_error_is_reported(tmp_path: Path, contents: Contents) -> None:
@@ -287,14 +268,14 @@ def test_http_error_is_reported(tmp_path: Path, contents: Contents) -> None:
 
 def test_no_network_says_what_to_put_where(tmp_path: Path, contents: Contents) -> None:
     message = refused(tmp_path)
-    for part in (*FILES, str(raw_folder("mnist", tmp_path)), "Connection refused", "data=digits"):
+    for part in (*FILES, str(raw_folder(MNIST.source, tmp_path)), "Connection refused", "data=digits"):
         assert part in message
 
 
 @pytest.mark.parametrize("mirrors", [["nonsense/"], ["http://127.0.0.1:no/"], "file:///does/not/exist"])
 def test_unusable_mirror_is_reported(tmp_path: Path, contents: Contents, mirrors: list[str]) -> None:
     with pytest.raises(InputError, match=r"Fetching failed: .+\.gz: "):
-        ensure("mnist", tmp_path, mirrors)
+        ensure(MNIST.source, tmp_path, mirrors)
 
 
 def test_silent_network_is_given_up_in_time(tmp_path: Path, contents: Contents) -> None:
@@ -323,23 +304,11 @@ def test_stall_in_the_middle_is_given_up_in_time(tmp_path: Path, contents: Conte
     assert "timed out" in message
 
 
-def test_trickle_meets_the_limit_of_a_whole_download(
-    tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(downloads, "PATIENCE", 2)
-    done = threading.Event()
-
-    def trickle(handler: BaseHTTPRequestHandler, file: str) -> None:
-        reply(handler, b"", 10**6)
-        while not done.wait(0.05):
-            handler.wfile.write(b".")
-
-    with serve(trickle) as (url, _):
-        start = time.monotonic()
-        message = refused(tmp_path, url, timeout=0.4)
-        done.set()
-    assert time.monotonic() - start < 3
-    assert "not done after 0.8 s" in message
+def test_a_fifo_in_a_file_s_place_is_not_waited_for(tmp_path: Path, contents: Contents) -> None:
+    folder = put(tmp_path, contents)
+    (folder / TEST_LABELS).unlink()
+    os.mkfifo(folder / TEST_LABELS)
+    assert "it is a FIFO, not a file" in refused(tmp_path)
 
 
 def test_root_that_cannot_be_made_is_reported(tmp_path: Path, contents: Contents) -> None:
@@ -349,28 +318,26 @@ def test_root_that_cannot_be_made_is_reported(tmp_path: Path, contents: Contents
 
 WORKER = """
 import json, sys
-from vae.data import downloads
-tables, root, url = json.loads(sys.argv[1])
-downloads.SIZES.update(tables["sizes"])
-source = downloads.SOURCES["mnist"]
-source.gz_md5.update(tables["gz_md5"])
-source.md5.update(tables["md5"])
+from vae.data import MNIST, downloads
+sizes, resources, md5, root, url = json.loads(sys.argv[1])
+downloads.SIZES.update(sizes)
+downloads.MD5["MNIST"] = md5
+MNIST.source.resources = [tuple(pair) for pair in resources]
 print("ready", flush=True)
 sys.stdin.readline()
-downloads.ensure("mnist", root, [url], 20)
+downloads.ensure(MNIST.source, root, [url], 20)
 """
 
 
 def test_two_processes_at_once_both_succeed(tmp_path: Path, contents: Contents) -> None:
-    source = SOURCES["mnist"]
-    tables = {"sizes": SIZES, "gz_md5": source.gz_md5, "md5": source.md5}
+    tables: list[Any] = [SIZES, MNIST.source.resources, MD5["MNIST"], str(tmp_path)]
 
     def slowly(handler: BaseHTTPRequestHandler, file: str) -> None:
         time.sleep(0.1)
         reply(handler, packed(contents)[file])
 
     with serve(slowly) as (url, asked):
-        command = [sys.executable, "-c", WORKER, json.dumps([tables, str(tmp_path), url])]
+        command = [sys.executable, "-c", WORKER, json.dumps([*tables, url])]
         here = Path(__file__).parents[1]
         workers = [Popen(command, text=True, cwd=here, stdin=PIPE, stdout=PIPE) for _ in range(2)]
         for worker in workers:
@@ -382,6 +349,7 @@ def test_two_processes_at_once_both_succeed(tmp_path: Path, contents: Contents) 
         for end in ends:
             end.join()
     assert [worker.returncode for worker in workers] == [0, 0]
-    assert sorted(asked) == sorted(f"{file}.gz" for file in FILES)  # each once
-    folder = raw_folder("mnist", tmp_path)
+    assert sorted(asked) == sorted([f"{file}.gz" for file in FILES] * (len(asked) // len(FILES)))
+    assert len(asked) <= 2 * len(FILES)  # one of them fetched: torchvision asks for redirections before each file
+    folder = raw_folder(MNIST.source, tmp_path)
     assert {file: (folder / file).read_bytes() for file in FILES} == contents

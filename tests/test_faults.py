@@ -509,8 +509,8 @@ def test_wrong_data_is_never_trained_on(server: Server, tmp_path: Path, damage: 
     command = server.run(f"data={name}", "trainer=cpu", "evaluation=none", *places)
     warnings = [line for line in command.lines if "only size and header are checked" in line]
     assert command.code == 2, command.said
-    (line,) = [line for line in command.lines if line not in warnings and not line.startswith("downloading ")]
-    assert re.match(rf"data\.name={name}: in {raw}, .*{said}", line), line
+    (line,) = [line for line in command.lines if line not in warnings and not line.startswith("fetching ")]
+    assert re.match(rf"data\.root={raw.parents[1]}: in {raw}, .*{said}", line), line
     assert tree(raw) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 

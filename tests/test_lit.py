@@ -295,7 +295,6 @@ def test_dropout_is_off_in_evaluation_and_on_in_training() -> None:
     assert logged.callback_metrics["train_eval/loss"] != logged.callback_metrics["train/loss"]
 
 
-@pytest.mark.usefixtures("digits_once")
 @pytest.mark.parametrize("change", [["data.eval_batch_size=170"], ["data.num_workers=1"]], ids=str)
 def test_epoch_does_not_change_with_how_images_come(change: list[str]) -> None:
     base = (*SMALL, "data.eval_batch_size=1000", "data.dev_size=250", "likelihood=gaussian")

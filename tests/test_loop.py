@@ -28,8 +28,6 @@ from vae.training.history import History
 from vae.training.lightning_insides import STEP_HOOKS, StepLoop
 from vae.training.lit import LitVAE
 
-pytestmark = pytest.mark.usefixtures("digits_once")
-
 STEPS, EPOCHS = 5, 2
 SHORT = (
     *SMALL,

@@ -102,7 +102,7 @@ def test_the_page_says_what_metrics_json_says(page: Path, run: Path) -> None:
 def test_keys_that_differ_are_marked(page: Path) -> None:
     text = page.read_text()
     marked = set(re.findall(r'<tr class="marked"><th scope="row"><code>([\w.]+)</code>', text))
-    assert {"latent_dim", "model.encoder.hidden", "trainer.max_epochs", "data.name"} <= marked
+    assert {"latent_dim", "model.encoder.hidden", "trainer.max_epochs", "data.batch_size"} <= marked
     assert not marked & {"run_dir", "seed", "dropout", "objective.samples", "threads"}
 
 

@@ -343,7 +343,7 @@ def test_run_is_loaded_as_it_was_saved(run: Path, which: str) -> None:
     assert all(torch.equal(value, saved[name]) for name, value in lit.state_dict().items())
     assert not lit.training
     assert one.directory == run
-    assert (data.name, lit.vae.latent_dim) == ("digits", 2)
+    assert (data.place, lit.vae.latent_dim) == ("Digits", 2)
 
 
 def test_loaded_run_repeats_its_figures(sweep: Path) -> None:

@@ -17,7 +17,7 @@ from conftest import ROOT, SHORT, process, settings_of, train
 from lightning import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from vae.data.module import ImageDataModule
+from vae.data import Digits
 from vae.errors import InputError
 from vae.run.build import build
 from vae.run.directory import Run
@@ -25,8 +25,6 @@ from vae.run.trainer import build_parts, prepared_trainer
 from vae.training.callbacks import EpochLine
 from vae.training.history import EventFileLogger, History
 from vae.words import duration
-
-pytestmark = pytest.mark.usefixtures("digits_once")
 
 
 class Mine(Callback):
@@ -93,8 +91,8 @@ def test_a_part_of_another_kind_is_refused() -> None:
 
 def test_more_workers_than_a_machine_can_run_are_refused() -> None:
     with pytest.raises(InputError, match=r"^data.num_workers=1000000: this machine has \d+ cores; take at most \d+"):
-        ImageDataModule("digits", num_workers=1_000_000)
-    assert ImageDataModule("digits", num_workers=64).num_workers == 64
+        Digits(num_workers=1_000_000)
+    assert Digits(num_workers=64).num_workers == 64
 
 
 def test_a_model_that_does_not_fit_is_refused_with_its_size_and_keys(tmp_path: Path) -> None:

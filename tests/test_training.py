@@ -26,8 +26,6 @@ from vae.run.trainer import prepared_trainer
 from vae.training import checkpoints
 from vae.training.hparams import METRICS
 
-pytestmark = pytest.mark.usefixtures("digits_once")
-
 BATCH = 20
 TIMES = {"seconds", "images_per_second"}
 TWO_EPOCHS = (

@@ -20,13 +20,13 @@ def images(count: int) -> Tensor:
 
 
 class Unlabeled(ImageDataModule):
-    def load(self) -> tuple[tuple[Tensor, None], tuple[Tensor, None], str]:
-        return (images(90), None), (images(30), None), "unlabeled"
+    def load(self) -> tuple[tuple[Tensor, None], tuple[Tensor, None]]:
+        return (images(90), None), (images(30), None)
 
 
 class TwelveClasses(ImageDataModule):
-    def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], str]:
-        return (images(90), torch.arange(90) % 12), (images(30), torch.arange(30) % 12), "twelve"
+    def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        return (images(90), torch.arange(90) % 12), (images(30), torch.arange(30) % 12)
 
 
 def test_without_labels_a_run_ends_with_all_that_needs_none(tmp_path: Path) -> None:

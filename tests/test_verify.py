@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from conftest import SHORT, train
 from test_use import trained  # noqa: F401  # a fixture
 from test_vae_command import vae
 
-from vae.data import module
+from vae.data import Digits, RawSet
 
 
 @pytest.fixture
@@ -85,14 +84,14 @@ def test_losses_of_another_seed_are_not_the_same(
 def test_changed_data_are_named(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original = module._load_digits
+    original = Digits.load
 
-    def changed(*arguments: int) -> Any:
-        raw = original(*arguments)
+    def changed(digits: Digits) -> RawSet:
+        raw = original(digits)
         raw.train[0][0, 0, 0, 0] ^= 255
-        return raw._replace(md5="0" * 32)
+        return raw
 
-    monkeypatch.setattr(module, "_load_digits", changed)
+    monkeypatch.setattr(Digits, "load", changed)
     assert vae(monkeypatch, "verify", str(copy)) == 1
     assert "data: the images in" in capsys.readouterr().err
 

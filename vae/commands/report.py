@@ -174,7 +174,7 @@ def others(run: "TrainedRun", metrics: Plain, images: int) -> list[tuple[str, st
 
     rows = [("this run", written(metrics, "dev/loss"), written(metrics, "dev/reconstruction"))]
     data = run.settings.plain["data"]
-    if data.get("name") == "mnist" and data.get("binarize", "none") == "none":
+    if data.get("_target_") == "vae.data.MNIST" and data.get("binarize", "none") == "none":
         rows += [(name, f"{loss:.2f}", "") for name, loss in REPORT.items()]
     if images:
         rows += [(name, "", f"{error:.2f}") for name, error in baselines(run.vae, run.data).items()]

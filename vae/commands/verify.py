@@ -102,9 +102,8 @@ def compare_origin(run: TrainedRun, saved: dict[str, Any], before: dict[str, Any
         report.say("data", str(error))
         finish(report)
     md5 = saved["vae"].get("data", {}).get("md5") or before.get("data_md5")
-    place = run.settings.plain["data"].get("path") or run.settings.plain["data"].get("root", run.data.name)
     changed = md5 is not None and md5 != now["data_md5"]
-    told = f"the images in {place} have changed (md5 {str(md5)[:8]} there, {now['data_md5'][:8]} now)"
+    told = f"the images in {run.data.place} have changed (md5 {str(md5)[:8]} there, {now['data_md5'][:8]} now)"
     report.say("data", told if changed else None, f"md5 {now['data_md5'][:8]}")
     if not before:
         print(f"{'packages':<15} unknown: the run is not finished")

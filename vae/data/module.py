@@ -1,10 +1,11 @@
 """ImageDataModule: the splits train, dev and test, their binarisation and their loaders."""
 
+import hashlib
 import math
 import os
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from lightning import LightningDataModule
@@ -12,21 +13,42 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vae.data.axes import EXACT_PIXELS, leading_axes, principal_axes
-from vae.data.batches import Batch, EpochBatches, Images, ResumableLoader, _as_is, as_floats
-from vae.data.downloads import SOURCES, ensure
-from vae.data.own import TORCHVISION, Loaded, RawSet, Size, read_arrays, read_folder, read_torchvision
-from vae.data.sources import NAMES, USUAL_SIZES, _at_least, _load_digits, _load_idx, _one_of
-from vae.data.sprites import GRID, make_sprites
+from vae.data.batches import Batch, EpochBatches, Factors, Images, ResumableLoader, _as_is, as_floats
 from vae.errors import InputError
 from vae.noise import derive
+from vae.types import Count, CountOrZero, Seed
 
-SPLITS = ("last", "random")
-
-BINARIZE = ("none", "threshold", "static", "dynamic")
+Split = Annotated[Literal["last", "random"], "which images are held out: the last of the file, or random ones"]
 
 TRAIN_EVAL_SIZE = 10_000
 
 LEAST_LIMIT_OF_WORKERS = 64  # a run of a larger machine loads on a smaller one
+
+Loaded = tuple[Tensor, Tensor | None]  # uint8 images (N, C, H, W) and, where there are any, int64 labels (N,)
+
+
+class RawSet(NamedTuple):
+    """A set as its source gives it: with a test set and a dev set, or without, which are then cut from `train`.
+
+    `factors` belong to a `train` that all splits are cut from.
+    """
+
+    train: Loaded
+    test: Loaded | None = None
+    dev: Loaded | None = None
+    class_names: list[str] | None = None
+    factors: Factors | None = None
+
+    @property
+    def md5(self) -> str:
+        """Of shapes and contents: the same on every machine."""
+        digest = hashlib.md5(usedforsecurity=False)
+        for split in (self.train, self.dev, self.test):
+            for array in split or ():
+                if array is not None:
+                    digest.update(repr(tuple(array.shape)).encode())
+                    digest.update(array.contiguous().numpy().data)
+        return digest.hexdigest()
 
 
 def _draw(images: Tensor, seed: int) -> Tensor:
@@ -41,9 +63,10 @@ def _labeled(images: Tensor, labels: Tensor | None) -> Batch:
     return images, torch.full((len(images),), -1) if labels is None else labels
 
 
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(LightningDataModule, ABC):
     """train, dev and test images of one set, uint8 until on the device, then float32 in [0, 1].
 
+    A set is a subclass: `load` reads it, the splits, their binarisation and their loaders follow from it.
     `dev` is cut from the training set: its last `dev_size` images in the file's order (`split="last"`, the report's
     cut) or random ones (`split="random"`, drawn from `split_seed`). A set that comes without a test set has `test`
     cut from it before, in the same way.
@@ -55,93 +78,64 @@ class ImageDataModule(LightningDataModule):
     Raises InputError, naming the key or file, for settings or files that cannot be used.
     """
 
-    name: str
     train: Images
     dev: Images
     test: Images
     train_eval: Images
-    md5: str  # of the raw files, or arrays: the same on every machine
+    md5: str  # of the images and labels of all splits, before binarisation
     class_names: list[str]  # none without labels
+    usual_dev_size: ClassVar[int | None] = None  # where the key is null; None: a tenth
+    usual_test_size: ClassVar[int | None] = None
+    is_shuffled: ClassVar[bool] = False  # whether the images come in random order
 
     def __init__(
         self,
-        name: str = "mnist",
-        root: str = "data",
-        batch_size: int = 100,
-        eval_batch_size: int = 1000,
-        dev_size: int | None = None,
-        test_size: int | None = None,  # of sets that come without a test set
-        split: str = "last",
-        split_seed: int = 0,
-        binarize: str = "none",
-        num_workers: int = 0,
-        seed: int = 0,
-        repeat: int = 1,
-        mirrors: list[str] | None = None,
-        timeout: float = 30,
-        resident: bool | None = None,
-        path: str | None = None,
-        size: Size = None,
-        mode: str | None = None,
-        grid: list[int] | None = None,
-        count: int | None = None,
+        batch_size: Annotated[Count, "images per batch, over all devices"] = 100,
+        eval_batch_size: Annotated[Count, "images at once in validation; changes no metric"] = 1000,
+        dev_size: Annotated[
+            Count | None, "images held out; null: 10,000 of a known set, digits 300, else a tenth"
+        ] = None,
+        test_size: Annotated[Count | None, "images held out where the set has no test images; null: a tenth"] = None,
+        split: Split = "last",
+        split_seed: Annotated[Seed, "seed of split=random, of static draws, and of the sprites"] = 0,
+        binarize: Annotated[
+            Literal["none", "threshold", "static", "dynamic"], "grey levels as 0 and 1; dynamic: at each visit"
+        ] = "none",
+        num_workers: Annotated[CountOrZero, "processes that load batches"] = 0,
+        seed: Annotated[Seed, "seed of the order and of dynamic draws"] = 0,
+        repeat: Annotated[Count, "length of an epoch, in training sets"] = 1,
+        resident: Annotated[bool | None, "keep images on the device; null: on a GPU without workers"] = None,
     ) -> None:
         super().__init__()
-        self.name = _one_of("name", name, NAMES)
-        self.root = root
-        self.batch_size = _at_least("batch_size", batch_size, 1)
-        self.eval_batch_size = _at_least("eval_batch_size", eval_batch_size, 1)
-        self.dev_size = None if dev_size is None else _at_least("dev_size", dev_size, 1)
-        self.test_size = None if test_size is None else _at_least("test_size", test_size, 1)
-        self.split = _one_of("split", split, SPLITS)
-        self.split_seed = _at_least("split_seed", split_seed, 0)
-        self.binarize = _one_of("binarize", binarize, BINARIZE)
-        self.num_workers = _at_least("num_workers", num_workers, 0)
-        cores = os.cpu_count() or 1
-        if num_workers > (most := max(LEAST_LIMIT_OF_WORKERS, 4 * cores)):
-            raise InputError(
-                f"data.num_workers={num_workers}: this machine has {cores} cores; take at most {most}, or 0, since the "
-                "images are in memory"
-            )
-        self.seed = _at_least("seed", seed, 0)
-        self.repeat = _at_least("repeat", repeat, 1)
-        self.mirrors = mirrors
-        if not timeout > 0:
-            raise InputError(f"data.timeout={timeout}: must be a number of seconds above 0")
-        self.timeout = timeout
-        self.resident = resident
-        if resident and num_workers:
-            raise InputError(
-                f"data.resident=true: the images are on the device, where data.num_workers={num_workers} processes "
-                "cannot read them; set data.num_workers=0"
-            )
-        self.path, self.size, self.mode, self.grid, self.count = path, size, mode, grid, count
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.dev_size, self.test_size = dev_size, test_size
+        self.split, self.split_seed, self.binarize, self.seed = split, split_seed, binarize, seed
+        self.num_workers, self.repeat, self.resident = num_workers, repeat, resident
+        self._require_usable_workers()
         self.is_set_up = False
 
-    def prepare_data(self) -> None:
-        """Makes the files available, by download if need be; touches nothing when all are right."""
-        if self.name in SOURCES and not self.is_own and not self.is_set_up:
-            ensure(self.name, self.root, self.mirrors, self.timeout)
+    def _require_usable_workers(self) -> None:
+        cores = os.cpu_count() or 1
+        most = max(LEAST_LIMIT_OF_WORKERS, 4 * cores)
+        if self.num_workers > most:
+            raise InputError(
+                f"data.num_workers={self.num_workers}: this machine has {cores} cores; take at most {most}, or 0, "
+                "since the images are in memory"
+            )
+        if self.resident and self.num_workers:
+            raise InputError(
+                f"data.resident=true: the images are on the device, where data.num_workers={self.num_workers} "
+                "processes cannot read them; set data.num_workers=0"
+            )
+
+    @abstractmethod
+    def load(self) -> RawSet | tuple[Loaded, Loaded | None]:
+        """The set as it comes; called once, after `prepare_data`, which may fetch it. Raises InputError."""
 
     @property
-    def is_own(self) -> bool:
-        """Whether `load` was overridden, so that the set is none of the named ones."""
-        return type(self).load is not ImageDataModule.load
-
-    def load(self) -> RawSet | tuple[Loaded, Loaded | None, str]:
-        """uint8 images (N, C, H, W) and labels (N,), or None: the training set, the test set or None, a fingerprint.
-
-        The place for a set of your own: the splits, the binarisation and the loaders follow from it.
-        """
-        if self.name in TORCHVISION:
-            return read_torchvision(self.name, self.root, self.size, self.mode, self.timeout)
-        readers: dict[str, Callable[[], RawSet]] = {
-            "digits": _load_digits,
-            "folder": lambda: read_folder(self.path, self.size, self.mode),
-            "npz": lambda: read_arrays(self.path),
-            "sprites": lambda: make_sprites(self.grid or GRID, self.count, self.size, self.split_seed),
-        }
-        return readers[self.name]() if self.name in readers else _load_idx(self.name, self.root)
+    def place(self) -> str:
+        """What messages call the images: their path where they have one."""
+        return type(self).__name__
 
     def setup(self, stage: str | None = None) -> None:
         """Reads, cuts and binarises the sets; a second call does nothing, whatever the stage."""
@@ -153,8 +147,8 @@ class ImageDataModule(LightningDataModule):
         if self.is_set_up:
             return
         raw = RawSet(*self.load())
-        images, labels = _labeled(*raw.train)
         self.md5 = raw.md5
+        images, labels = _labeled(*raw.train)
         whole = Images(images, labels, factors=raw.factors)
         self._refuse_sizes_of_given_splits(raw)
         rest, test = self._cut("test_size", whole) if raw.test is None else (whole, Images(*_labeled(*raw.test)))
@@ -178,13 +172,13 @@ class ImageDataModule(LightningDataModule):
     def _cut(self, key: str, images: Images) -> tuple[Images, Images]:
         """The images that stay, and those that `dev_size` or `test_size` holds out."""
         count = len(images)
-        size = getattr(self, key) or USUAL_SIZES[key].get(self.name) or max(1, count // 10)
+        size = getattr(self, key) or getattr(self, f"usual_{key}") or max(1, count // 10)
         if count < 2:
             raise InputError(f"data.{key}={size}: {count} image cannot be split; give more images")
         if size >= count:
             raise InputError(f"data.{key}={size}: leaves none of {count} images to train on; set it below {count}")
         cut = count - size
-        if self.split == "last" or (self.name, key) == ("digits", "test_size"):  # digits come shuffled
+        if self.split == "last" or (self.is_shuffled and key == "test_size"):
             return images.take(slice(cut)), images.take(slice(cut, None))
         purpose = "split" if key == "dev_size" else "test split"
         generator = torch.Generator().manual_seed(derive(self.split_seed, purpose))

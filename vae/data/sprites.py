@@ -4,41 +4,56 @@ Made here, after the idea of dSprites (Matthey et al. 2017), so that nothing is 
 """
 
 import math
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Len
 from torch import Tensor
 
+from vae.data.arrays import Size
 from vae.data.batches import Factors
-from vae.data.own import RawSet, Size, fingerprint
+from vae.data.module import ImageDataModule, RawSet
 from vae.errors import InputError
 from vae.noise import derive
+from vae.types import Count
 
 SHAPES = ("square", "ellipse", "heart")
 FACTORS = ("shape", "scale", "rotation", "x", "y")
-GRID = [3, 6, 40, 32, 32]
 RADIUS = 0.2  # of the largest shape, in image sides
 
 
-def make_sprites(grid: list[int], count: int | None, size: Size, seed: int) -> RawSet:
-    """`count` points of the grid, drawn without repetition by the seed; None: all of it. Labels are the shapes.
+class Sprites(ImageDataModule):
+    """`count` points of the grid, drawn without repetition by `split_seed`. Labels are the shapes."""
 
-    `grid` says how many values each factor has: shape, scale, rotation, x, y. Raises InputError.
-    """
-    points = math.prod(grid)
-    if grid[0] > len(SHAPES):
-        raise InputError(f"data.grid={grid}: there are {len(SHAPES)} shapes; its first number is at most that")
-    if count is not None and count > points:
-        raise InputError(f"data.count={count}: the grid {grid} has {points} points; lower it, or null for all of them")
-    side = 64 if size is None else size
-    high, wide = (side, side) if isinstance(side, int) else side
-    order = torch.randperm(points, generator=torch.Generator().manual_seed(derive(seed, "sprites")))
-    values = torch.stack(torch.unravel_index(order[:count], grid), 1)  # (N, 5)
-    images = torch.empty(len(values), 1, high, wide, dtype=torch.uint8)
-    for place in torch.arange(len(values)).split(1000):
-        images[place, 0] = draw(values[place], grid, high, wide)
-    names = list(SHAPES[: grid[0]])
-    factors = Factors(values, list(FACTORS), [name != "shape" for name in FACTORS])
-    return RawSet((images, values[:, 0]), None, fingerprint(images, values), names, factors)
+    def __init__(
+        self,
+        size: Size = 64,
+        grid: Annotated[
+            Annotated[Sequence[Count], Len(5, 5)], "values of the sprites' shape (at most 3), scale, rotation, x, y"
+        ] = (3, 6, 40, 32, 32),
+        count: Annotated[Count | None, "sprites drawn from the grid by split_seed; null: all of it"] = 10_000,
+        **module: Any,
+    ) -> None:
+        super().__init__(**module)
+        self.size, self.grid, self.count = size or 64, list(grid), count
+
+    def load(self) -> RawSet:
+        grid, count, points = self.grid, self.count, math.prod(self.grid)
+        if grid[0] > len(SHAPES):
+            raise InputError(f"data.grid={grid}: there are {len(SHAPES)} shapes; its first number is at most that")
+        if count is not None and count > points:
+            raise InputError(
+                f"data.count={count}: the grid {grid} has {points} points; lower it, or null for all of them"
+            )
+        generator = torch.Generator().manual_seed(derive(self.split_seed, "sprites"))
+        order = torch.randperm(points, generator=generator)
+        values = torch.stack(torch.unravel_index(order[:count], grid), 1)  # (N, 5)
+        high, wide = (self.size, self.size) if isinstance(self.size, int) else self.size
+        parts = [draw(rows, grid, high, wide) for rows in values.split(1000)]
+        factors = Factors(values, list(FACTORS), [name != "shape" for name in FACTORS])
+        images = torch.cat(parts).unsqueeze(1)
+        return RawSet((images, values[:, 0]), class_names=list(SHAPES[: grid[0]]), factors=factors)
 
 
 def draw(values: Tensor, grid: list[int], high: int, wide: int) -> Tensor:

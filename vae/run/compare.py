@@ -255,8 +255,8 @@ def scale_of(metric: str, record: RunRecord) -> dict[str, str]:
     if split not in ("train", "train_eval", "dev", "test", "samples"):
         return {}  # seconds, epochs, parameters
     data = plain["data"]
-    scale = {"data": str(data.get("name") or data.get("_target_")).rpartition(".")[2]}
-    same = {f"data.{key}" for key in OF_ALL_IMAGES} | {"data.name", "data._target_", *NOT_IDENTITY}
+    scale = {"data": option_of("data", data.get("_target_"))}
+    same = {f"data.{key}" for key in OF_ALL_IMAGES} | {"data._target_", *NOT_IDENTITY}
     scale |= {key: show(value) for key, value in leaves(data, "data.") if key not in same}
     scale["fingerprint of the images"] = str(metrics.get("provenance", {}).get("data_md5"))[:8]
     if split == "samples":
@@ -344,7 +344,7 @@ def default_values(settings: Sequence[Plain]) -> Keys:
     from vae.run.compose import compose_config
     from vae.run.settings import resolve
 
-    names = {str(plain["data"].get("name")) for plain in settings}
+    names = {option_of("data", plain["data"].get("_target_")) for plain in settings}
     data = [f"data={name}" for name in names if len(names) == 1 and Path(CONF, "data", f"{name}.yaml").is_file()]
     plain = resolve(compose_config([*data, *_shared_parts(settings)]))
     return {key: show(value) for key, value in flatten(plain).items()}

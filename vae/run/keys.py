@@ -143,10 +143,6 @@ class Objective(Part):
 
 
 class Data(Part):
-    name: Literal[
-        "mnist", "fashion_mnist", "kmnist", "digits", "folder", "npz", "sprites",
-        "cifar10", "svhn", "omniglot", "emnist",
-    ] = option("the set of images")  # fmt: skip
     path: Text | None = option("your images: a folder of PNG or JPEG files, or an .npz or .npy file", "pictures")
     size: Count | Annotated[list[Count], Len(2, 2)] | None = option(
         "side of the images, or [height, width]: their largest centred part, resized; null: as they are", 28

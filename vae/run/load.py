@@ -238,7 +238,7 @@ def check_data(path: Path, saved: Plain, data: ImageDataModule) -> None:
     before = saved.get("data", {}).get("md5", data.md5)
     if before != data.md5:
         raise InputError(
-            f"{data.path or data.root}: the images have changed since {path} was written (md5 {before[:8]} then, "
+            f"{data.place}: the images have changed since {path} was written (md5 {before[:8]} then, "
             f"{data.md5[:8]} now); put the old ones back, or start anew in another run_dir"
         )
 

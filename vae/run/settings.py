@@ -145,9 +145,9 @@ def _check_together(s: Settings) -> None:
 
 
 def _check_data(data: Plain) -> None:
-    if data.get("name") in ("folder", "npz") and not data.get("path"):
-        what = "a folder of PNG or JPEG images" if data["name"] == "folder" else "an .npz or .npy file"
-        raise InputError(f"data.path: is missing; data={data['name']} needs {what}, for example data.path=mine")
+    needed = {"vae.data.Folder": "a folder of PNG or JPEG images", "vae.data.Arrays": "an .npz or .npy file"}
+    if (what := needed.get(str(data.get("_target_")))) and not data.get("path"):
+        raise InputError(f"data.path: is missing; give {what}, for example data.path=mine")
 
 
 def _check_likelihood(s: Settings) -> None:
@@ -262,5 +262,5 @@ def caption(plain: Plain) -> str:
     """What every figure says of its data: the set and, since nats depend on it, how it was binarised."""
     data = plain["data"]
     grey = data.get("binarize", "none")
-    name = Path(data["path"]).name if data.get("path") else data.get("name", str(data["_target_"]).rpartition(".")[2])
+    name = Path(data["path"]).name if data.get("path") else str(data["_target_"]).rpartition(".")[2]
     return f"{name}, {'grey levels' if grey == 'none' else f'{grey} binarisation'}"

@@ -38,7 +38,7 @@ def cell(settings: Mapping[str, Any], key: str, given: str = "") -> str | float 
     """A key's value: a part as it was given, else its name or class; a list as text; "" where there is no such key."""
     node = lookup(settings, key)
     if isinstance(node, Mapping):
-        return given or node.get("name") or node.get("value") or str(node.get("_target_", "")).rpartition(".")[2]
+        return given or node.get("value") or str(node.get("_target_", "")).rpartition(".")[2]
     return node if isinstance(node, (bool, int, float, str)) else "" if node is None else str(node)
 
 

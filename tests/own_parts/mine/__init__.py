@@ -65,11 +65,11 @@ class Encoder(nn.Module):
 class Bars(ImageDataModule):
     """Images of 5 x 7 pixels with a bright bar."""
 
-    def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], str]:
+    def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         images = torch.zeros(120, 1, 5, 7, dtype=torch.uint8)
         labels = torch.arange(120) % 7
         images[torch.arange(120), 0, :, labels] = 200
-        return (images[:90], labels[:90]), (images[90:], labels[90:]), "bars"
+        return (images[:90], labels[:90]), (images[90:], labels[90:])
 
 
 class Counter(Callback):

@@ -1,57 +1,36 @@
-"""People's own images: a folder of files, an array in a file, a set that torchvision fetches."""
+"""People's own images: a folder of files, or an array in a file."""
 
-import hashlib
 import logging
 import os
-import socket
 import sys
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from annotated_types import Len
 from torch import Tensor
 from tqdm import tqdm
 
-from vae.data.batches import Factors
-from vae.data.images import SUFFIXES, list_counts, read_image, to_array, walk_images
+from vae.data.images import SUFFIXES, list_counts, read_image, walk_images
+from vae.data.module import ImageDataModule, Loaded, RawSet, Split
 from vae.errors import InputError, first_line
 from vae.files import expand, natural, require_plain
+from vae.types import Chosen, Count, Text
 
 log = logging.getLogger(__name__)
 
-Loaded = tuple[Tensor, Tensor | None]  # uint8 images (N, C, H, W) and, where there are any, int64 labels (N,)
 MOST_CLASSES = 10_000
 MOST_CHANNELS = 4
 DIM = 64  # images whose lightest pixel is darker would train as black
-Size = int | list[int] | None  # of an image: a side, or height and width
-
-
-class RawSet(NamedTuple):
-    """A set as its source gives it: with a test set and a dev set, or without, which are then cut off.
-
-    `md5` is of all its pixels. `factors` belong to a `train` that all splits are cut from.
-    """
-
-    train: Loaded
-    test: Loaded | None
-    md5: str
-    class_names: list[str] | None = None
-    factors: Factors | None = None
-    dev: Loaded | None = None
-
-
-def fingerprint(*arrays: Tensor | None) -> str:
-    """Of shapes and contents: the same on every machine."""
-    digest = hashlib.md5(usedforsecurity=False)
-    for array in arrays:
-        if array is not None:
-            digest.update(repr(tuple(array.shape)).encode())
-            digest.update(array.contiguous().numpy().data)
-    return digest.hexdigest()
+Size = Annotated[
+    Count | Annotated[list[Count], Len(2, 2)] | None,
+    "side of the images, or [height, width]: their largest centred part, resized; null: as they are",
+]
+Mode = Annotated[Literal["L", "RGB"] | None, "grey (L) or colour; null: as the files are"]
 
 
 def require_path(path: str | None, what: str) -> Path:
@@ -91,6 +70,36 @@ def describe(splits: Mapping[str, Loaded], class_names: Sequence[str]) -> str:
     return f"{counts} images of {shape} (channels x height x width){classes}"
 
 
+class OwnImages(ImageDataModule):
+    """A person's own images, at `path`."""
+
+    expected: ClassVar[str]  # what `path` is to name
+
+    def __init__(
+        self,
+        path: Annotated[Text | None, "your images: a folder of image files, or an .npz or .npy file"] = None,
+        split: Split = "random",
+        **module: Any,
+    ) -> None:
+        super().__init__(split=split, **module)
+        self.path = path
+
+    @classmethod
+    def requires(cls, chosen: Chosen) -> None:
+        """Raises InputError for a configuration without a path."""
+        if not chosen["data.path"]:
+            raise InputError(f"data.path: is missing; give {cls.expected}, for example data.path=mine")
+
+    @property
+    def place(self) -> str:
+        return str(self.path)
+
+    @property
+    def what(self) -> str:
+        """How a message begins."""
+        return f"data.path={self.path}"
+
+
 # --- folder -----------------------------------------------------------------------------------------------------------
 
 SPLITS = {
@@ -102,27 +111,34 @@ SPLITS = {
 Labeled = tuple[Path, str | None]  # an image file and its class
 
 
-def read_folder(path: str | None, size: Size, mode: str | None) -> RawSet:
+class Folder(OwnImages):
     """Image files in the natural order of their names; subfolders are classes, `train`, `val` and `test` are splits.
 
-    All images must have one shape: `size` and `mode` give it to them. Raises InputError.
+    All images must have one shape: `size` and `mode` give it to them.
     """
-    root = require_path(path, "a folder of PNG or JPEG images")
-    if not root.is_dir():
-        raise InputError(f"data.path={path}: is no folder; for an array in a file take data=npz")
-    files, left_out = split_files(root)
-    names = sorted({name for part in files.values() for _, name in part if name is not None}, key=natural)
-    codes = {name: code for code, name in enumerate(names)}
-    loaded: dict[str, Loaded] = {}
-    shape: tuple[Path, tuple[int, ...]] | None = None
-    for split, part in files.items():
-        images, shape = _read_files(part, size, mode, shape)
-        labels = torch.tensor([codes[name] for _, name in part if name is not None]) if names else None
-        loaded[split] = use_full_range(f"data.path={path}", images), labels
-    rest = f"; left out: {list_counts(left_out)}" if left_out else ""
-    log.info("data.path=%s: %s%s", path, describe(loaded, names), rest)
-    md5 = fingerprint(*(array for pair in loaded.values() for array in pair))
-    return RawSet(loaded["train"], loaded.get("test"), md5, names or None, dev=loaded.get("dev"))
+
+    expected = "a folder of PNG or JPEG images"
+
+    def __init__(self, size: Size = None, mode: Mode = None, **own: Any) -> None:
+        super().__init__(**own)
+        self.size, self.mode = size, mode
+
+    def load(self) -> RawSet:
+        root = require_path(self.path, self.expected)
+        if not root.is_dir():
+            raise InputError(f"{self.what}: is not a folder; for an array in a file take data=npz")
+        files, left_out = split_files(root)
+        names = sorted({name for part in files.values() for _, name in part if name is not None}, key=natural)
+        codes = {name: code for code, name in enumerate(names)}
+        loaded: dict[str, Loaded] = {}
+        shape: tuple[Path, tuple[int, ...]] | None = None
+        for split, part in files.items():
+            images, shape = _read_files(part, self.size, self.mode, shape)
+            labels = torch.tensor([codes[name] for _, name in part if name is not None]) if names else None
+            loaded[split] = use_full_range(self.what, images), labels
+        rest = f"; left out: {list_counts(left_out)}" if left_out else ""
+        log.info("%s: %s%s", self.what, describe(loaded, names), rest)
+        return RawSet(loaded["train"], loaded.get("test"), loaded.get("dev"), names or None)
 
 
 def split_files(root: Path) -> tuple[dict[str, list[Labeled]], Counter[str]]:
@@ -188,28 +204,30 @@ def _read_files(
 # --- arrays -----------------------------------------------------------------------------------------------------------
 
 LABELS = {"images": "labels", "test_images": "test_labels"}
+ORDER = ("train", "test")
 
 
-def read_arrays(path: str | None) -> RawSet:
+class Arrays(OwnImages):
     """A `.npy` of images, or a `.npz` of `images` and, if there are any, `labels`, `test_images`, `test_labels`.
 
     Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 to 4 channels; uint8, or floats in [0, 1], which are
-    rounded to 256 levels. Raises InputError; a file with pickled objects is refused and nothing of it is executed.
+    rounded to 256 levels. A file with pickled objects is refused and nothing of it is executed.
     """
-    file = require_path(path, "an .npz or .npy file")
-    arrays = _load_arrays(file)
-    what = f"data.path={path}"
-    if "images" not in arrays:
-        raise InputError(f"{what}: holds {', '.join(arrays) or 'nothing'}; the images must be called images")
-    images = {name: _as_images(f"{what}: {name}", arrays[name]) for name in LABELS if name in arrays}
-    if len({part.shape[1:] for part in images.values()}) > 1:
-        raise InputError(f"{what}: images and test_images differ in shape; make them the same")
-    labels, class_names = _as_labels(what, images, arrays)
-    splits = {split: (images[name], labels.get(name)) for split, name in zip(("train", "test"), images, strict=False)}
-    others = sorted(set(arrays) - {*LABELS, *LABELS.values()})
-    log.info("%s: %s%s", what, describe(splits, class_names), f"; left out: {', '.join(others)}" if others else "")
-    md5 = fingerprint(*(array for pair in splits.values() for array in pair))
-    return RawSet(splits["train"], splits.get("test"), md5, class_names or None)
+
+    expected = "an .npz or .npy file"
+
+    def load(self) -> RawSet:
+        what, arrays = self.what, _load_arrays(require_path(self.path, self.expected))
+        if "images" not in arrays:
+            raise InputError(f"{what}: holds {', '.join(arrays) or 'nothing'}; the images must be called images")
+        images = {name: _as_images(f"{what}: {name}", arrays[name]) for name in LABELS if name in arrays}
+        if len({part.shape[1:] for part in images.values()}) > 1:
+            raise InputError(f"{what}: images and test_images differ in shape; make them the same")
+        labels, names = _as_labels(what, images, arrays)
+        splits = {split: (part, labels.get(name)) for split, (name, part) in zip(ORDER, images.items(), strict=False)}
+        others = sorted(set(arrays) - {*LABELS, *LABELS.values()})
+        log.info("%s: %s%s", what, describe(splits, names), f"; left out: {', '.join(others)}" if others else "")
+        return RawSet(splits["train"], splits.get("test"), class_names=names or None)
 
 
 def _load_arrays(file: Path) -> dict[str, np.ndarray]:
@@ -293,53 +311,3 @@ def _has_channels_last(what: str, shape: tuple[int, ...]) -> bool:
     channels_last = last in (1, 3) and first not in (1, 3)
     log.info("%s has the shape %s, taken as %s", what, shape, "(N, H, W, C)" if channels_last else "(N, C, H, W)")
     return channels_last
-
-
-# --- torchvision ------------------------------------------------------------------------------------------------------
-
-TORCHVISION: dict[
-    str, tuple[str, dict[str, Any], dict[str, Any]]
-] = {  # class, how its train and its test are asked for
-    "cifar10": ("CIFAR10", {"train": True}, {"train": False}),
-    "svhn": ("SVHN", {"split": "train"}, {"split": "test"}),
-    "omniglot": ("Omniglot", {"background": True}, {"background": False}),
-    "emnist": ("EMNIST", {"split": "balanced", "train": True}, {"split": "balanced", "train": False}),
-}
-
-
-def read_torchvision(name: str, root: str, size: Size, mode: str | None, timeout: float) -> RawSet:
-    """A set that torchvision fetches into `root` and checks; raises InputError where it cannot.
-
-    Omniglot's two halves have other characters, so its labels would say nothing of one another: it gets none.
-    """
-    from filelock import FileLock
-    from torchvision import datasets
-
-    kind, *asked = TORCHVISION[name]
-    before = socket.getdefaulttimeout()
-    try:
-        Path(root).mkdir(parents=True, exist_ok=True)
-        socket.setdefaulttimeout(timeout)  # torchvision gives none, and a network that swallows packets hangs for ever
-        with FileLock(Path(root) / f".{name}.lock"):
-            train, test = (getattr(datasets, kind)(root, download=True, **one) for one in asked)
-    except Exception as error:  # of the network, of the disk, of a damaged file: torchvision raises many kinds
-        raise InputError(
-            f"data.name={name}: is not in data.root={root} and cannot be fetched ({first_line(error)}); try again, or "
-            f"put torchvision's files of {kind} there"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(before)
-    loaded = [_from_pil(one, size, mode, turned=name == "emnist") for one in (train, test)]
-    if name == "omniglot":
-        loaded = [(images, None) for images, _ in loaded]
-    names = [str(one) for one in getattr(train, "classes", range(10))] if name != "omniglot" else None
-    return RawSet(loaded[0], loaded[1], fingerprint(*(array for pair in loaded for array in pair)), names)
-
-
-def _from_pil(dataset: Any, size: Size, mode: str | None, turned: bool) -> Loaded:
-    """`turned`: columns where others have rows, as EMNIST's files hold them."""
-    pairs = (dataset[row] for row in range(len(dataset)))
-    bar = tqdm(pairs, type(dataset).__name__, len(dataset), leave=False, disable=not sys.stderr.isatty())
-    images, labels = zip(*((to_array(image, size, mode), int(label)) for image, label in bar), strict=True)
-    whole = torch.from_numpy(np.stack(images))
-    return whole.mT.contiguous() if turned else whole, torch.tensor(labels)
