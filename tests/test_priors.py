@@ -189,21 +189,6 @@ def test_a_kl_of_one_s_own_to_a_joint_prior_is_of_all_latents_together() -> None
     torch.testing.assert_close(kl[:, 0], kl_divergence(q, Normal(p.loc, torch.ones(D).double())).sum(-1))
 
 
-def test_a_full_posterior_of_an_older_checkpoint_is_what_it_was(tmp_path: Path) -> None:
-    """Version 1 had L = diag(sigma) + M; torch writes the version beside the weights."""
-    new, params = Full(D), torch.randn(B, Full(D).features)
-    state = nn.ModuleDict({"head": new}).state_dict()
-    assert state._metadata["head"]["version"] == 2  # type: ignore[attr-defined]  # torch's own
-    state._metadata["head"]["version"] = 1  # type: ignore[attr-defined]  # torch's own
-    torch.save(state, tmp_path / "old.pt")
-    old = Full(D)
-    nn.ModuleDict({"head": old}).load_state_dict(torch.load(tmp_path / "old.pt", weights_only=True))
-    sigma = new(params).scale_tril.diagonal(dim1=-2, dim2=-1)
-    below = new(params).scale_tril.tril(-1) * math.sqrt(D) / sigma[..., None]
-    torch.testing.assert_close(old(params).scale_tril, torch.diag_embed(sigma) + below)
-    assert nn.ModuleDict({"head": old}).state_dict()._metadata["head"]["version"] == 1  # type: ignore[attr-defined]  # torch's own
-
-
 @pytest.mark.parametrize("name", ["diagonal", "full"])
 def test_dreg_takes_the_density_without_its_gradients(name: str) -> None:
     vae, x = build(posterior=name), images()
@@ -577,20 +562,6 @@ def test_a_narrow_autoregressive_net_sees_latents_of_all_places() -> None:
     flow(u, torch.zeros(1, 7))[0][0, -1].backward()
     seen = u.grad[0].nonzero().flatten().tolist()  # type: ignore[index]
     assert {0, 20, 38, 39} <= set(seen)
-
-
-def test_a_narrow_autoregressive_net_of_an_older_checkpoint_is_what_it_was() -> None:
-    """Of version 1: its 7 units see the first 7 latents. One of version 2 in the same module sees all again."""
-    flow, u = stirred(Autoregressive(40, 7)), torch.zeros(1, 40)
-    state = flow.state_dict()
-    state._metadata[""]["version"] = 1  # type: ignore[attr-defined]  # torch's own
-    flow.load_state_dict(state)
-    slopes = torch.autograd.functional.jacobian(lambda u: flow(u, torch.zeros(1, 7))[0][0, -1], u)[0]
-    assert slopes.nonzero().flatten().tolist() == [*range(7), 39]
-    assert flow.state_dict()._metadata[""]["version"] == 1  # type: ignore[attr-defined]  # torch's own
-    flow.load_state_dict(stirred(Autoregressive(40, 7)).state_dict())
-    slopes = torch.autograd.functional.jacobian(lambda u: flow(u, torch.zeros(1, 7))[0][0, -1], u)[0]
-    assert len(slopes.nonzero()) == 40
 
 
 @pytest.mark.parametrize(("prior", "posterior"), PAIRS)

@@ -1,7 +1,6 @@
 """Invertible maps of R^D with the log of their Jacobian's determinant: (..., D) -> (..., D), (...)."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -76,20 +75,11 @@ class MaskedLinear(nn.Linear):
         return F.linear(x, self.weight * self.mask, self.bias)
 
 
-class Versioned(nn.Module):
-    """Takes the `_version` of a checkpoint, which torch writes beside the weights, as its own."""
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
-        self._version = local_metadata.get("version", self._version)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
-
-
-def masks(dim: int, hidden: int, version: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the three layers of a net whose output i sees the inputs before i alone (Germain et al. 2015)."""
+def masks(dim: int, hidden: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Masks of the three layers of a net whose output i depends on the inputs before i alone (Germain et al. 2015)."""
     place, units = torch.arange(dim), torch.arange(hidden)
-    degree = units % (dim - 1)  # the last place that a hidden unit sees
-    if hidden < dim - 1 and version > 1:
-        degree = (units + 1) * (dim - 1) // hidden - 1
+    narrow = hidden < dim - 1
+    degree = (units + 1) * (dim - 1) // hidden - 1 if narrow else units % (dim - 1)  # the last input a unit sees
     return (
         degree[:, None] >= place[None],
         degree[:, None] >= degree[None],
@@ -97,28 +87,18 @@ def masks(dim: int, hidden: int, version: int) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-class Autoregressive(Versioned):
+class Autoregressive(nn.Module):
     """z_i = s_i u_i + (1 - s_i) m_i, where s and m see u_1 ... u_(i-1) and a context (Kingma et al. 2016, eq. 13, 14).
 
-    The gate s starts near 0.9. The inverse finds one latent after the other, in D passes. In a checkpoint of version 1,
-    a net with fewer than D - 1 units does not see late latents, and stays so.
+    The gate s starts near 0.9. The inverse finds one latent after the other, in D passes.
     """
-
-    _version = 2
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.dim, self.hidden = dim, hidden
         self.context = nn.Linear(hidden, hidden)
-        self.first, self.second, self.out = map(MaskedLinear, masks(dim, hidden, self._version))
+        self.first, self.second, self.out = map(MaskedLinear, masks(dim, hidden))
         nn.init.normal_(self.out.weight, std=1e-3)
         nn.init.zeros_(self.out.bias)
-
-    def _load_from_state_dict(self, *arguments: Any) -> None:
-        super()._load_from_state_dict(*arguments)
-        layers = self.first, self.second, self.out
-        for layer, mask in zip(layers, masks(self.dim, self.hidden, self._version), strict=True):
-            layer.mask.copy_(mask)
 
     def _gate_and_mean(self, u: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """log s and m, (..., D) each, for u (..., B, D) and context (B, hidden)."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae.distributions import Flowed, FullNormal, Normal, paired_noise
-from vae.flows import Autoregressive, Chain, Versioned
+from vae.flows import Autoregressive, Chain
 
 
 class Posterior(nn.Module):
@@ -36,14 +36,12 @@ class Diagonal(Posterior):
         return Normal(mu, (0.5 * log_var).exp())
 
 
-class Full(Versioned, Posterior):
+class Full(Posterior):
     """N(mu, L L') with L = diag(sigma) (I + M / sqrt(D)), M strictly lower triangular.
 
     The encoder gives mu, log sigma^2 and M. The factor lets it start near a diagonal Gaussian: D (D - 1) / 2 random
-    numbers would cost tens of nats at first. A checkpoint of version 1 had L = diag(sigma) + M, and keeps it.
+    numbers would cost tens of nats at first.
     """
-
-    _version = 2
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__(latent_dim, 2 * latent_dim + latent_dim * (latent_dim - 1) // 2)
@@ -53,8 +51,7 @@ class Full(Versioned, Posterior):
         mu, log_var, below = params.split([d, d, self.features - 2 * d], dim=-1)
         rows, columns = torch.tril_indices(d, d, -1, device=params.device)
         sigma, images = (0.5 * log_var).exp(), torch.arange(len(params), device=params.device)
-        if self._version > 1:
-            below = sigma[:, rows] * below / math.sqrt(d)
+        below = sigma[:, rows] * below / math.sqrt(d)
         return FullNormal(mu, torch.diag_embed(sigma).index_put((images[:, None], rows, columns), below))
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vae.data.batches import as_floats
 from vae.distributions import Flowed, FullNormal, Mixture, Normal, paired_noise
 from vae.errors import InputError
 from vae.flows import Chain, Coupling
@@ -31,7 +30,7 @@ class Prior(nn.Module):
         raise TypeError(f"{type(self).__name__} is the base of the priors: choose one of them")
 
     def start_at(self, images: Tensor, seed: int) -> None:
-        """Where parameters start from training images (N, C, H, W), uint8; raises InputError if they do not do."""
+        """Starts parameters at training images (N, C, H, W), uint8; raises InputError for images that do not fit."""
 
 
 class Standard(Prior):
@@ -93,7 +92,7 @@ class Vamp(Prior):
             )
         rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:inputs]
         # at 0 or 1 a sigmoid has no slope left
-        self.pixels.copy_(as_floats(images[rows].cpu()).clamp(0.05, 0.95).logit())
+        self.pixels.copy_((images[rows].cpu() / 255).clamp(0.05, 0.95).logit())
 
 
 class Flow(Prior):
