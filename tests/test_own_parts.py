@@ -128,7 +128,7 @@ def test_a_part_planted_in_a_list_is_refused(folder: Path, planted_in: Path, mon
     assert not (folder / "executed").exists()
 
 
-@pytest.mark.parametrize(("group", "key"), [("data", "root"), ("optimizer", "lr"), ("evaluation", "cache_dir")])
+@pytest.mark.parametrize(("group", "key"), [("data", "binarize"), ("optimizer", "lr"), ("evaluation", "cache_dir")])
 def test_a_planted_interpolation_is_refused(
     group: str, key: str, folder: Path, planted_in: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

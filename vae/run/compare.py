@@ -207,7 +207,7 @@ def options() -> dict[tuple[str, str | None], str]:
     """(group, target) -> the first option of conf/ that has it."""
     found: dict[tuple[str, str | None], str] = {}
     for file in sorted(Path(CONF).rglob("*/*.yaml")):
-        target = re.search(r"^_target_: (\S+)", file.read_text(), re.MULTILINE)
+        target = re.search(r"^ *_target_: (\S+)", file.read_text(), re.MULTILINE)
         if target:
             group = ".".join(file.parent.relative_to(CONF).parts)
             found.setdefault((group, None if target[1] == "null" else target[1]), file.stem)

@@ -120,7 +120,7 @@ class Beta(Part):
 def targets() -> frozenset[str | None]:
     """The parts that the files of conf/ name: those of the project, whose keys stand in this file."""
     files = Path(CONF).rglob("*.yaml")
-    named = (re.findall(r"^_target_: (\S+)", file.read_text(), re.MULTILINE) for file in files)
+    named = (re.findall(r"^ *_target_: ((?:vae|torch)\.\S+|null)", file.read_text(), re.MULTILINE) for file in files)
     return frozenset(None if name == "null" else name for names in named for name in names if name != "???")
 
 
