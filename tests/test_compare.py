@@ -289,12 +289,6 @@ def test_no_runs_no_folder_no_such_metric_and_no_such_baseline_are_refused(grid:
             bad()
 
 
-def test_runs_of_older_versions_compare(capsys: pytest.CaptureFixture[str]) -> None:
-    old = Path(__file__).parent / "data" / "runs_6d90c2e"
-    found = compare([old])
-    assert np.isfinite(found.tables[0].rows[found.tables[0].metrics[0]]).all()
-
-
 # --- in writing -------------------------------------------------------------------------------------------------------
 
 

@@ -80,7 +80,7 @@ def test_a_damaged_run_ends_no_list(data: st.DataObject, tmp_path_factory: pytes
     for verb in ("runs", "ledger", "compare"):
         code, said = call(verb, root)
         assert code == 0, said
-        assert "29.25" in said or "30.5" in said  # the good one's
+        assert "29.25" in said or "30.50" in said  # the good one's
         assert "good" in said or verb == "compare"
     assert "bad" in call("runs", root)[1]
 
@@ -158,7 +158,7 @@ def test_a_list_of_runs_keeps_names_whole_and_drops_columns(
     said = call("runs")[1]
     assert max(map(len, said.splitlines())) <= 80
     (line,) = [line for line in said.splitlines() if name in line]
-    assert line.split() == [name, "30.5"]
+    assert line.split() == [name, "30.50"]
     assert "(no room for seconds, epochs, test/active_units, test/nll)" in said
     titles = [line for line in said.splitlines() if "digits" in line]
     assert [("gaussian" in title, "Other" in title) for title in titles] == [(True, False), (False, True)]
@@ -174,7 +174,8 @@ def test_columns_are_as_wide_as_what_they_show() -> None:
 @pytest.mark.parametrize(
     ("value", "half", "text"),
     [(34.7012, 0.5678, "34.70 ± 0.57"), (-312.64, 12.3, "−313 ± 12"), (2.0, None, "2"), (1234567.8, None, "1234568"),
-     (0.00123456, float("nan"), "0.001235"), (-0.0, 0.1, "0.00 ± 0.10"), (7, None, "7"), (61.2345, 0.0, "61.23")],
+     (0.00123456, float("nan"), "0.001235"), (30.5, None, "30.50"),
+     (-0.0, 0.1, "0.00 ± 0.10"), (7, None, "7"), (61.2345, 0.0, "61.23")],
 )  # fmt: skip
 def test_a_number_has_the_digits_that_its_interval_leaves_it(value: float, half: float | None, text: str) -> None:
     assert plus_minus(value, half) == text
@@ -182,5 +183,5 @@ def test_a_number_has_the_digits_that_its_interval_leaves_it(value: float, half:
 
 def test_large_counts_are_written_in_full() -> None:
     assert number(123456789) == "123456789"
-    assert number(-0.5, "+") == "−0.5"
-    assert number(0.5, "+") == "+0.5"
+    assert number(-0.5, "+") == "−0.5000"
+    assert number(2.0, "+") == "+2"

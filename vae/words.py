@@ -36,8 +36,9 @@ def plus_minus(value: float, half: float | None) -> str:
 
 
 def number(value: float, sign: str = "") -> str:
-    """Four figures, or all that stand before the point; an integer in full."""
-    form = "d" if isinstance(value, int) else ".4g" if not 1e4 <= abs(value) < 1e9 else ".0f"
+    """Four figures, or all that stand before the point; a whole number in full."""
+    whole = math.isfinite(value) and value == int(value)
+    form = ".0f" if whole or 1e4 <= abs(value) < 1e9 else "#.4g"
     return f"{value + 0:{sign}{form}}".replace("-", "−")
 
 

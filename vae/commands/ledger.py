@@ -67,7 +67,7 @@ def show(groups: dict[str, list[Row]]) -> None:
     for group, rows in groups.items():
         nll = [plus_minus(row["NLL"], HALF_INTERVAL * (row["NLL_error"] or 0.0)) for row in rows]
         columns = {"run": [row["run"] for row in rows], "NLL": nll}
-        columns |= {name: [_cell(row[name]) for row in rows] for name in COLUMNS}
+        columns |= {name: [_cell(row[name]) for row in rows] for name in COLUMNS if any(row[name] for row in rows)}
         print(f"{wrapped(group)}\n{text_table(columns, drop=COLUMNS[::-1])}\n")
     print(NOTE)
 

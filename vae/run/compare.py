@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,12 +111,12 @@ def compare(
     left_out += [
         f"{record.directory}: repeats a configuration and seed; the first run of them counts" for record in repeated
     ]
-    tables = list(split_by_scale(runs.drop_duplicates(["name", "seed"]), chosen))
+    tables, reasons = split_by_scale(runs.drop_duplicates(["name", "seed"]), chosen)
     usual = default_values([record.settings or {} for record in finished]) if keys else {}
     for table in tables:
         table.baseline = nearest_name(table, wanted, usual)
         table.rows = summarise(table, keys)
-    return Comparison(tables, keys, [*notes, *reasons(tables)], left_out)
+    return Comparison(tables, keys, [*notes, *reasons], left_out)
 
 
 def frame_of(records: Sequence[RunRecord], keys: Sequence[Keys]) -> DataFrame:
@@ -222,7 +222,7 @@ def varying_keys(flats: Sequence[Mapping[str, Any]]) -> list[str]:
         values: dict[str, set[str]] = {}
         for flat in flats:
             if name in flat:
-                values.setdefault(_kind_of_part(name, flat), set()).add(show(flat[name]))
+                values.setdefault(_kind_of_part(name, flat), set()).add(repr(flat[name]))
         if any(len(each) > 1 for each in values.values()) and not _follows(name, [*found, "seed"], flats):
             found.append(name)
     return found
@@ -296,31 +296,25 @@ def differing(scales: Iterable[Mapping[str, str]]) -> list[str]:
     return [key for key in keys if len({scale.get(key) for scale in several}) > 1]
 
 
-def split_by_scale(runs: DataFrame, metrics: Sequence[str]) -> Iterator[Table]:
-    """Tables of runs that can be compared; metrics of the same runs share one."""
+def split_by_scale(runs: DataFrame, metrics: Sequence[str]) -> tuple[list[Table], list[str]]:
+    """Tables of runs that can be compared, and why a metric has several; metrics of the same runs share a table."""
     tables: dict[tuple[int, ...], Table] = {}
+    reasons = []
     for metric in metrics:
         scored = runs[[has(record, metric) for record in runs["record"]]]
-        scales = scales_of(metric, scored["record"])
+        each = [scale_of(metric, record) for record in scored["record"]]
+        texts = list(map(json.dumps, each))
+        scales = dict(zip(texts, each, strict=True))
         apart = differing(scales.values())
-        texts = [json.dumps(scale_of(metric, record)) for record in scored["record"]]
         for text, scale in scales.items():
-            part = scored[[each == text for each in texts]]
+            part = scored[[other == text for other in texts]]
             table = tables.setdefault(tuple(part.index), Table([], {}, part))
             table.metrics.append(metric)
             table.scale |= {key: value for key, value in scale.items() if key in apart}
-    yield from tables.values()
-
-
-def reasons(tables: Sequence[Table]) -> list[str]:
-    """Why a metric has several tables."""
-    lines = []
-    for metric in dict.fromkeys(name for table in tables for name in table.metrics):
-        scales = [table.scale for table in tables if metric in table.metrics]
         if len(scales) > 1:
-            keys = ", ".join(differing(scales))
-            lines.append(f"{metric} has {len(scales)} tables: its values cannot be compared across {keys}")
-    return lines
+            keys = ", ".join(apart)
+            reasons.append(f"{metric} has {len(scales)} tables: its values cannot be compared across {keys}")
+    return list(tables.values()), reasons
 
 
 def grouped(records: Sequence[RunRecord], metric: str) -> dict[str, list[RunRecord]]:

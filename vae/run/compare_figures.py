@@ -137,7 +137,7 @@ def learning_curves(table: Table, curves: dict[str, DataFrame], metric: str) -> 
                 curve.index, *zip(*(band[1:3] for band in bands), strict=True), color=colour, alpha=0.2, lw=0
             )
     values = np.concatenate([curve.to_numpy().ravel() for curve in curves.values()])
-    low, high = np.nanmin(values), np.nanquantile(values, 0.97)  # the first epochs may lie far above
+    low, high = np.nanmin(values), np.nanquantile(values, 0.9)  # the first epochs may lie far above
     axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     dress(axis, "", "epoch", metric)
     axis.legend()
