@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from conftest import tree
 from test_use import trained  # noqa: F401  # a fixture
 from test_vae_command import vae
@@ -228,6 +227,4 @@ def test_a_cell_of_a_table_is_no_formula(run: Path, monkeypatch: pytest.MonkeyPa
 def test_classes_are_named_by_the_data(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_run(run)
     assert loaded.class_names == [str(digit) for digit in range(10)]
-    plain = yaml.safe_load((run / "config.yaml").read_text())
-    assert plain["data"]["name"] == "digits"
     assert vae(monkeypatch, "interpolate", "outputs/run", "--between", "3", "test:2", "-o", "x.npz") == 0

@@ -16,7 +16,6 @@ from conftest import ROOT
 from test_use import trained  # noqa: F401  # a fixture
 from test_vae_command import vae
 
-from vae.commands import dashboard
 from vae.errors import InputError
 from vae.run.load import load_run
 from vae.run.own_modules import find_own_modules
@@ -172,7 +171,7 @@ def test_verbs_in_a_process_of_their_own_import_nothing_from_the_working_directo
 def test_tensorboard_is_not_taken_from_the_working_directory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda file, arguments: started.append(arguments))
-    dashboard.dashboard(".", 0, "localhost")
+    assert vae(monkeypatch, "dashboard", ".", "--port", "0") == 0
     ended = subprocess.run([*started[0], "--version_tb"], cwd=place, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout[0].isdigit()

@@ -12,6 +12,7 @@ from test_use import trained  # noqa: F401  # a fixture
 from test_vae_command import vae
 
 from vae.data import Digits, RawSet
+from vae.run.provenance import processor
 
 
 @pytest.fixture
@@ -51,9 +52,7 @@ def test_a_metric_that_was_edited_is_named(
     (copy / "metrics.json").write_text(json.dumps(metrics | {"test/kl": metrics["test/kl"] * 0.9}))
     assert vae(monkeypatch, "verify", str(copy)) == 1
     line = capsys.readouterr().err.strip()
-    assert line.startswith(
-        "not the same: evaluation (test/kl), configuration, data, packages and machine are the same: "
-    )
+    assert line.startswith("not the same: evaluation (test/kl); nothing else differs, so metrics.json")
     assert "metrics.json" in line
     assert "\n" not in line
 
@@ -118,4 +117,16 @@ def test_other_packages_are_named_where_the_numbers_differ(
     assert out.endswith("same, in spite of these differences\n")
     (copy / "metrics.json").write_text(json.dumps(metrics | {"dev/loss": 1.0}))
     assert vae(monkeypatch, "verify", str(copy)) == 1
-    assert "what may have moved it: packages: torch 1.0 there" in capsys.readouterr().err
+    assert "what differs beside them: packages: torch 1.0 there" in capsys.readouterr().err
+
+
+def test_another_processor_moves_numbers_by_rounding(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = json.loads((copy / "metrics.json").read_text())
+    metrics["provenance"]["processor"] = "Another CPU"
+    (copy / "metrics.json").write_text(json.dumps(metrics | {"dev/loss": metrics["dev/loss"] * (1 + 1e-7)}))
+    assert vae(monkeypatch, "verify", str(copy)) == 0
+    out = capsys.readouterr().out
+    assert f"processor Another CPU there, {processor()} now" in out
+    assert out.endswith("the same but for rounding, in spite of these differences\n")

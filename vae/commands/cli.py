@@ -4,6 +4,7 @@ Verbs that use a model are in `use`. Of the others, this file holds the argument
 is imported when the verb is called, does the work: help and refusals wait for no import of torch.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +28,7 @@ from vae.commands.options import (
     verb,
 )
 from vae.errors import InputError, ending
-from vae.run.process import begin_command
+from vae.run.process import begin_command, python_command
 from vae.words import printable
 
 app = typer.Typer(
@@ -50,22 +51,26 @@ def train(overrides: Overrides = None) -> None:
 
     Example: vae train data=digits run_dir=outputs/mine
     """
-    from vae.commands.train import train
+    import runpy
 
-    train(overrides or [])
+    from vae.run.keys import CONF
+
+    script = str(Path(CONF).parent / "train.py")  # beside conf/, in a checkout and in an installed package
+    sys.argv = [script, *(overrides or [])]
+    runpy.run_path(script, run_name="__main__")
 
 
 @app.command(rich_help_panel=TRAIN)
 def tune(
-    space: Annotated[str, typer.Argument(help="A file of conf/tune/ by its name, or one of your own (.yaml).")],
+    space: Annotated[str, typer.Argument(help="Name of a file in conf/tune/, or a .yaml file of your own.")],
     overrides: Overrides = None,
-    trials: Annotated[int, typer.Option(min=1, help="How many the study has in the end, all workers together.")] = 50,
+    trials: Annotated[int, typer.Option(min=1, help="Total number of trials over all workers.")] = 50,
     storage: Annotated[
-        str | None, typer.Option(metavar="URL", help="A database by its Optuna URL; else a journal in run_dir.")
+        str | None, typer.Option(metavar="URL", help="Optuna URL of a database; by default a journal in run_dir.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the search; the runs have seed=.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search itself; runs use seed=.")] = 0,
 ) -> None:
-    """Search a space of configurations. The same command again, also beside this one, is one more worker.
+    """Search a space of configurations. Run the same command again, even in parallel, to add a worker.
 
     Example: vae tune sizes data=digits evaluation=none --trials 24
     """
@@ -96,9 +101,16 @@ def show(
 
     Example: vae show outputs/mine --all
     """
-    from vae.commands.show import show
+    from vae.run.directory import Run, as_settings, read_settings
+    from vae.run.find import find_directory
+    from vae.run.table import print_results
 
-    show(run, everything)
+    directory = find_directory(run).directory
+    if not (directory / "metrics.json").exists():
+        raise InputError(f"{run} is not finished (no metrics.json); its command continues it")
+    print_results(
+        Run(directory, as_settings(read_settings(directory / "config.yaml"), directory)), everything=everything
+    )
 
 
 @app.command(rich_help_panel=RUNS)
@@ -168,7 +180,7 @@ def export(
 
 @app.command(rich_help_panel=RUNS)
 def verify(run: RunArgument, trust: TrustOption = None) -> None:
-    """Repeat a run's first steps and its evaluation: the same numbers, or what differs that may explain it.
+    """Repeat a run's first steps and its evaluation, and compare the numbers; differences are explained.
 
     Example: vae verify outputs/mine
     """
@@ -180,16 +192,26 @@ def verify(run: RunArgument, trust: TrustOption = None) -> None:
 @app.command(rich_help_panel=RUNS)
 def dashboard(
     folder: Annotated[str, typer.Argument(metavar="[DIR]", help="A run, or a folder of runs.")] = "outputs",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 6006,
-    host: Annotated[str, typer.Option(help="Who may look: 0.0.0.0 is everybody on the network.")] = "localhost",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 6006,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 makes it visible to the whole network.")
+    ] = "localhost",
 ) -> None:
-    """Start TensorBoard on a folder of runs, with all the images that they wrote.
+    """Start TensorBoard on a folder of runs, with all their images.
 
     Example: vae dashboard outputs --port 6007
     """
-    from vae.commands.dashboard import dashboard
+    from vae.files import expand
+    from vae.run.sweep import find_directories
 
-    dashboard(folder, port, host)
+    path = expand(folder)
+    if not any(next(run.glob("events.out.tfevents.*"), None) for run in (path, *find_directories(path))):
+        fault = "holds no event files" if path.is_dir() else "does not exist"
+        raise InputError(f"{folder} {fault}; give a run or a folder of runs, such as outputs")
+    # without the last, TensorBoard keeps ten images of each series, and an epoch's picture is one of many
+    flags = [f"--logdir={path}", f"--port={port}", f"--host={host}", "--samples_per_plugin=images=1000"]
+    print(f"tensorboard {' '.join(flags)}", flush=True)
+    os.execv(sys.executable, python_command("-m", "tensorboard.main", *flags))
 
 
 @verb(app, RUNS)

@@ -15,7 +15,6 @@ from vae.errors import InputError, RunFailed
 from vae.run import settings
 from vae.run.directory import Run, describe_differences, differences, read_settings
 from vae.run.find import find_directory, require_checkpoint
-from vae.run.keys import Settings
 from vae.run.load import TrainedRun, load_run, refuse_untrusted
 from vae.run.process import log_to
 from vae.run.provenance import provenance
@@ -24,35 +23,49 @@ from vae.run.train import train
 from vae.training import checkpoints
 from vae.training.lit import LitVAE
 
-ROUNDING = 1e-5  # relative: what another number of threads or another device moves a sum by
-CAUSES = ("git_commit", "device", "threads")
+ROUNDING = 1e-5  # relative: what another number of threads or another processor moves a sum by
+CAUSES = ("git_commit", "device", "processor", "threads")
 LATER = ("samples/", "accuracy")  # metrics that take long; parts of their names
 SAMPLED = ("elbo", "rate", "distortion", "nll", "bits_per_dimension")  # on test, from the importance samples' draws
 
 
 @dataclass
 class Report:
-    """`differing` holds what may be a cause, `wrong` the numbers that came out otherwise."""
+    """`differences` may explain other numbers, `wrong` are the numbers that came out otherwise."""
 
-    differing: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    exact: bool = True
     whole: bool = True  # whether all was there to be compared
 
-    def say(self, what: str, difference: str | None, same: str = "") -> None:
-        said = f"same{f' ({same})' if same else ''}" if difference is None else difference
-        print(f"{what:<15} {said}", flush=True)
-        if difference is not None:
-            self.differing.append(f"{what}: {difference}")
+    def say(self, what: str, difference: str, same: str = "") -> None:
+        print(f"{what:<15} {difference or f'same{same}'}", flush=True)
+        if difference:
+            self.differences.append(f"{what}: {difference}")
 
     def say_numbers(self, what: str, before: dict[str, float], now: dict[str, float]) -> None:
         bad = {name: (old, now[name]) for name, old in before.items() if not close(old, now[name])}
-        exact = all(old == now[name] for name, old in before.items())
-        if not bad:
-            print(f"{what:<15} same{'' if exact else ' but for rounding'} ({len(before)} numbers)", flush=True)
-            return
-        told = ", ".join(f"{name} {old:.8g} there, {new:.8g} now" for name, (old, new) in list(bad.items())[:4])
-        print(f"{what:<15} {told}" + (f" and {len(bad) - 4} more" if len(bad) > 4 else ""), flush=True)
-        self.wrong.append(f"{what} ({', '.join(list(bad)[:4])})")
+        exact = all(old == now[name] or old != old for name, old in before.items())
+        self.exact &= exact
+        line = f"same{'' if exact else ' but for rounding'} ({len(before)} numbers)"
+        if bad:
+            line = ", ".join(f"{name} {old:.8g} there, {new:.8g} now" for name, (old, new) in list(bad.items())[:4])
+            line += f" and {len(bad) - 4} more" if len(bad) > 4 else ""
+            self.wrong.append(f"{what} ({', '.join(list(bad)[:4])})")
+        print(f"{what:<15} {line}", flush=True)
+
+    def finish(self) -> None:
+        """The last line; raises RunFailed, with what may explain it, unless all numbers are the same."""
+        causes = "; ".join(self.differences)
+        if self.wrong:
+            unexplained = "nothing else differs, so metrics.json or a checkpoint was changed"
+            explanation = f"what differs beside them: {causes}" if causes else unexplained
+            raise RunFailed(f"not the same: {', '.join(self.wrong)}; {explanation}")
+        if causes.startswith(("configuration", "data")):
+            raise RunFailed(f"not the same: {self.differences[0]}")
+        extent = "" if self.whole else ", as far as it goes"
+        reservation = ", in spite of these differences" if causes else ""
+        print(f"{'same' if self.exact else 'the same but for rounding'}{extent}{reservation}")
 
 
 def close(old: float, new: float) -> bool:
@@ -67,26 +80,22 @@ def verify(path: str, trust: list[str] | None) -> None:
     saved = checkpoints.load(found.directory / "checkpoints" / "best.ckpt")
     plain = read_settings(found.directory / "config.yaml")
     refuse_untrusted(plain, tuple(trust or ()))
-    given = differences(saved["vae"]["settings"], plain)
-    given.pop("trainer.max_epochs", None)
-    report.say("configuration", describe_differences(given) if given else None)
-    if given:
-        finish(report)
-    repeat(load_run(found.directory, trust=tuple(trust or ())), saved, report)
-    finish(report)
+    changed = differences(saved["vae"]["settings"], plain)
+    changed.pop("trainer.max_epochs", None)
+    report.say("configuration", describe_differences(changed))
+    if not changed:
+        repeat(load_run(found.directory, trust=tuple(trust or ())), saved, report)
+    report.finish()
 
 
 def repeat(run: TrainedRun, saved: dict[str, Any], report: Report) -> None:
     before = (run.metrics or {}).get("provenance", {})
     torch.set_num_threads(run.settings.threads or before.get("threads") or torch.get_num_threads())
-    compare_origin(run, saved, before, report)
+    if not compare_origin(run, saved, before, report):
+        return
     losses = saved["vae"].get("first_losses", [])
-    if losses:
-        again = first_losses(run.settings, len(losses))
-        numbers = [{f"step {k}": float(loss) for k, loss in enumerate(each)} for each in (losses, again)]
-        report.say_numbers("first steps", numbers[0], numbers[1])
-    else:
-        print(f"{'first steps':<15} not repeated: this run was written before they were kept")
+    numbers = [{f"step {k}": float(x) for k, x in enumerate(each)} for each in (losses, first_losses(run, len(losses)))]
+    report.say_numbers("first steps", *numbers)
     if run.metrics is None:
         print(f"{'evaluation':<15} not repeated: the run is not finished")
         report.whole = False
@@ -94,29 +103,34 @@ def repeat(run: TrainedRun, saved: dict[str, Any], report: Report) -> None:
     compare_metrics(run, saved, report)
 
 
-def compare_origin(run: TrainedRun, saved: dict[str, Any], before: dict[str, Any], report: Report) -> None:
-    """Data, packages and machine, against what the run wrote down."""
+def compare_origin(run: TrainedRun, saved: dict[str, Any], before: dict[str, Any], report: Report) -> bool:
+    """Data, packages and machine, against what the run wrote down; whether the data are there."""
     try:
         now = provenance(run.settings, run.data, torch.device("cpu"))
     except InputError as error:
         report.say("data", str(error))
-        finish(report)
+        return False
     md5 = saved["vae"].get("data", {}).get("md5") or before.get("data_md5")
-    changed = md5 is not None and md5 != now["data_md5"]
-    told = f"the images in {run.data.place} have changed (md5 {str(md5)[:8]} there, {now['data_md5'][:8]} now)"
-    report.say("data", told if changed else None, f"md5 {now['data_md5'][:8]}")
+    changed = f"the images in {run.data.place} have changed (md5 {str(md5)[:8]} there, {now['data_md5'][:8]} now)"
+    report.say("data", changed if md5 not in (None, now["data_md5"]) else "", f" (md5 {now['data_md5'][:8]})")
     if not before:
         print(f"{'packages':<15} unknown: the run is not finished")
-        return
-    versions = before.get("versions", {})
-    other = [f"{name} {old} there, {now['versions'][name]} now" for name, old in versions.items()
-             if now["versions"].get(name, old) != old]  # fmt: skip
-    report.say("packages", ", ".join(other) or None)
-    own = [f"{name} {before[name]} there, {now[name]} now" for name in CAUSES if before.get(name) != now[name]]
+        return True
+    versions = [
+        describe_change(name, old, now["versions"].get(name, old)) for name, old in before.get("versions", {}).items()
+    ]
+    report.say("packages", ", ".join(filter(None, versions)))
+    causes = [describe_change(name, before.get(name), now[name]) for name in CAUSES]
     trained = before.get("training_commits", [])
     if set(trained) - {now["git_commit"]}:
-        own.append(f"training_commits {', '.join(trained)} there, {now['git_commit']} now")
-    report.say("machine, code", ", ".join(own) or None, f"{now['device']}, {now['threads']} threads")
+        causes.append(f"training_commits {', '.join(trained)} there, {now['git_commit']} now")
+    machine = f" ({now['device']}, {now['processor']}, {now['threads']} threads)"
+    report.say("machine, code", ", ".join(filter(None, causes)), machine)
+    return True
+
+
+def describe_change(name: str, old: Any, new: Any) -> str:
+    return "" if old == new else f"{name} {old} there, {new} now"
 
 
 class Stop(Exception):
@@ -137,13 +151,15 @@ class StopAfter(Callback):
             raise Stop
 
 
-def first_losses(s: Settings, count: int) -> list[Tensor]:
+def first_losses(run: TrainedRun, count: int) -> list[Tensor]:
     """The losses of the run's first steps, retrained in a temporary folder."""
+    if not count:  # a run of several processes keeps none
+        return []
     first = StopAfter(count)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder) / "run", settings.read({**s.plain, "run_dir": folder}))
+        again = Run(Path(folder) / "run", settings.read({**run.settings.plain, "run_dir": folder}))
         with suppress(Stop):
-            train(run, callbacks=[first], evaluate=False)
+            train(again, callbacks=[first], evaluate=False)
         log_to(None)  # the folder, and the log in it, go
     return first.losses
 
@@ -165,16 +181,3 @@ def compare_metrics(run: TrainedRun, saved: dict[str, Any], report: Report) -> N
     left = [*sampled, *(name for name in run.metrics if name not in now and any(part in name for part in LATER))]
     if left:
         print(f"{'not repeated':<15} {', '.join(left)}: vae evaluate {run.directory} does")
-
-
-def finish(report: Report) -> None:
-    """Raises RunFailed unless all is the same, or all numbers are in spite of what differs."""
-    if not report.wrong and not any(line.startswith(("configuration", "data")) for line in report.differing):
-        part = "" if report.whole else ", as far as it goes"
-        print(f"same{part}" + (", in spite of these differences" if report.differing else ""))
-        return
-    if report.differing:
-        cause = f"what may have moved it: {'; '.join(report.differing)}" if report.wrong else report.differing[0]
-    else:
-        cause = "configuration, data, packages and machine are the same: metrics.json or a checkpoint was changed"
-    raise RunFailed(f"not the same: {', '.join([*report.wrong, cause])}")

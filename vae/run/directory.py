@@ -260,6 +260,7 @@ def read_metrics(path: Path) -> dict[str, Any] | None:
     numbers = dict(metrics) if isinstance(metrics, dict) else {}
     origin = numbers.pop("provenance", {})
     complete = {"epochs", "best_epoch", "stopped_early"} <= numbers.keys() and isinstance(origin, dict)
+    complete = complete and isinstance(origin.get("versions", {}), dict)
     if not complete or not all(isinstance(value, (int, float)) for value in numbers.values()):
         raise InputError(f"{path}: does not hold the metrics of a run of this project; {advice}")
     if origin.get("format", 1) != FORMAT:

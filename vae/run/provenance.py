@@ -1,8 +1,9 @@
-"""Where numbers come from: versions, commit, data, device."""
+"""Where numbers come from: versions, commit, data, device, processor."""
 
 import platform
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,15 @@ from vae.files import FORMAT
 from vae.run.keys import Settings
 from vae.run.process import git_commit
 from vae.training.history import UNKNOWN
+
+
+def processor() -> str:
+    """The processor's name: its kernels decide how sums are rounded."""
+    with suppress(OSError):  # Linux alone has this file
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def provenance(
@@ -31,6 +41,7 @@ def provenance(
         "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
         "data_md5": data.md5,
         "device": cuda or f"{device.type}, {platform.machine()}",
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "command": " ".join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
     }
