@@ -13,10 +13,11 @@ from test_downloads import FILES, Contents, publish, put, small_set
 from torch import Tensor
 from torch.nn import functional
 
-from vae.data.batches import EpochBatches, Images, ResumableLoader, as_floats
+from vae.data.batches import EpochBatches, Images, ResumableLoader
 from vae.data.module import ImageDataModule
 from vae.data.sets import MNIST, Digits, bicubic
 from vae.errors import InputError
+from vae.pixels import as_floats
 
 TRAIN, TEST, DEV = 37, 11, 9
 # Lightning's opinions on the hardware: "few workers", "GPU not used"

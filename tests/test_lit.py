@@ -10,7 +10,6 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from vae.data.batches import as_floats
 from vae.errors import RunFailed
 from vae.evaluation import estimates
 from vae.likelihoods import GaussianHead, Likelihood, SquaredErrorHead
@@ -18,6 +17,7 @@ from vae.model import VAE
 from vae.networks import MLPDecoder, MLPEncoder
 from vae.noise import seed_generators
 from vae.objectives import ELBO, IWAE, Terms
+from vae.pixels import as_floats
 from vae.run.build import build
 from vae.training.finiteness import NonFiniteWatch
 from vae.training.lit import LitVAE

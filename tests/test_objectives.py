@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, kl_divergence
 
-from vae.data.batches import as_floats
 from vae.distributions import Normal
 from vae.evaluation.estimates import bounds
 from vae.likelihoods import (
@@ -30,6 +29,7 @@ from vae.model import VAE
 from vae.networks import MLPDecoder, MLPEncoder
 from vae.noise import fixed_noise
 from vae.objectives import ELBO, IWAE, Terms, log_mean_exp, log_weights
+from vae.pixels import as_floats
 from vae.schedules import cyclic, linear
 
 SHAPE, D, B, SIGMA = (2, 3, 2), 3, 4, 0.7

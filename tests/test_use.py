@@ -20,12 +20,12 @@ from PIL import Image
 from test_vae_command import vae
 
 from vae.commands import images, output, runs
-from vae.data.batches import as_floats
 from vae.data.photographs import fit_image
 from vae.errors import InputError
 from vae.evaluation import draws, estimates, figures
 from vae.evaluation.explorer import explorer
 from vae.evaluation.panels import prior_figure
+from vae.pixels import as_floats
 from vae.run.load import TrainedRun, load_run
 
 COMMAND = (

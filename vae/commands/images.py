@@ -14,6 +14,7 @@ from vae.errors import InputError
 from vae.evaluation import figures
 from vae.evaluation.draws import classes_in_turn, decode, prior_latents
 from vae.files import expand
+from vae.pixels import at_threshold, draw_binary
 from vae.run.load import TrainedRun, in_short
 
 WIDE = 12  # pairs of images in a row
@@ -72,9 +73,8 @@ def is_dark(run: TrainedRun) -> bool:
 def binarised(images: Tensor, how: str, seed: int) -> tuple[Tensor, str]:
     """As a model of binary images was trained: by a threshold or by one Bernoulli draw per pixel."""
     if how == "threshold":
-        return (images >= 128).to(torch.uint8) * 255, "binarised at one half"
-    uniform = torch.randint(255, images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-    return (uniform < images).to(torch.uint8) * 255, "binarised by one draw"
+        return at_threshold(images), "binarised at one half"
+    return draw_binary(images, seed), "binarised by one draw"
 
 
 def one_image(run: TrainedRun, text: str) -> tuple[Tensor, str]:

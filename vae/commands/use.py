@@ -77,8 +77,8 @@ def reconstruct(
     require_images(images)
     run = use.start()
     from vae.commands.images import images_of, pairs
-    from vae.data.batches import as_floats
     from vae.evaluation import draws
+    from vae.pixels import as_floats
 
     batch = images_of(run, images, count)
     originals, made = as_floats(batch.images), draws.reconstruct(run.vae, batch.source(run), z, x, seed)
@@ -134,9 +134,9 @@ def score(
     require_images(images)
     run = use.start()
     from vae.commands.images import area, contrast, images_of
-    from vae.data.batches import as_floats
     from vae.evaluation import figures
     from vae.evaluation.estimates import image_scores
+    from vae.pixels import as_floats
     from vae.words import HALF_INTERVAL, plus_minus, printable
 
     batch = images_of(run, images, count)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vae.data.batches import as_floats
+from vae.pixels import as_floats
 
 EXACT_PIXELS = 4096  # all axes of larger images would take gigabytes, and minutes
 

@@ -17,11 +17,6 @@ from vae.noise import derive
 Batch = tuple[Tensor, Tensor]
 
 
-def as_floats(images: Tensor) -> Tensor:
-    """uint8 grey levels 0..255 as float32 in [0, 1], on the same device; floats stay as they are."""
-    return images.float().div_(255) if images.dtype == torch.uint8 else images
-
-
 class Factors(NamedTuple):
     """What images were made from: which value (N, F), counted from 0, each of the F factors has.
 

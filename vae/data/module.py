@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vae.data.axes import EXACT_PIXELS, leading_axes, principal_axes
-from vae.data.batches import Batch, EpochBatches, Factors, Images, ResumableLoader, _as_is, as_floats
+from vae.data.batches import Batch, EpochBatches, Factors, Images, ResumableLoader, _as_is
 from vae.errors import InputError
 from vae.noise import derive
+from vae.pixels import as_floats, at_threshold, draw_binary
 from vae.types import Count, CountOrZero, Seed
 
 Split = Annotated[Literal["last", "random"], "which images are held out: the last of the file, or random ones"]
@@ -49,13 +50,6 @@ class RawSet(NamedTuple):
                     digest.update(repr(tuple(array.shape)).encode())
                     digest.update(array.contiguous().numpy().data)
         return digest.hexdigest()
-
-
-def _draw(images: Tensor, seed: int) -> Tensor:
-    """One Bernoulli draw per pixel, as 0 or 255: u uniform on 0..254 has P(u < v) = v / 255."""
-    generator = torch.Generator().manual_seed(seed)
-    uniform = torch.randint(255, images.shape, dtype=torch.uint8, generator=generator)
-    return (uniform < images).to(torch.uint8) * 255
 
 
 def _labeled(images: Tensor, labels: Tensor | None) -> Batch:
@@ -188,9 +182,9 @@ class ImageDataModule(LightningDataModule, ABC):
     def _binarized(self, images: Images, split: int) -> Images:
         x = images.images
         if self.binarize == "threshold":
-            x = (x >= 128).to(torch.uint8) * 255  # 127.5 is one half
+            x = at_threshold(x)
         elif self.binarize != "none":
-            x = _draw(x, derive(self.split_seed, "binarize-static", split))
+            x = draw_binary(x, derive(self.split_seed, "binarize-static", split))
         return Images(x, images.labels, factors=images.factors)
 
     def _fixed_draw(self, images: Images) -> Images:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vae.data.batches import as_floats
 from vae.distributions import log_density
 from vae.evaluation.estimates import Metrics, bounds
 from vae.evaluation.metrics import mean_and_error
 from vae.model import VAE
 from vae.noise import derive
 from vae.objectives import log_mean_exp
+from vae.pixels import as_floats
 
 CHAINS = 16  # for each image
 BATCH = 100  # images at once

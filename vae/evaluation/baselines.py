@@ -2,10 +2,10 @@
 
 import torch
 
-from vae.data.batches import as_floats
 from vae.data.module import ImageDataModule
 from vae.likelihoods import SquaredErrorHead
 from vae.model import VAE
+from vae.pixels import as_floats
 
 
 def baselines(vae: VAE, data: ImageDataModule) -> dict[str, float]:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vae.data.batches import Images, as_floats
+from vae.data.batches import Images
 from vae.errors import InputError
 from vae.evaluation import metrics
 from vae.model import VAE, Labels
 from vae.noise import derive, fixed_noise
+from vae.pixels import as_floats
 
 MIXTURE = 10  # components of the aggregate posterior's mixture
 FITTED = 10_000  # images that it is fitted to

@@ -15,7 +15,6 @@ from matplotlib.colors import to_hex
 from torch import Tensor, nn
 
 from vae import likelihoods
-from vae.data.batches import as_floats
 from vae.errors import InputError
 from vae.evaluation import metrics
 from vae.evaluation.draws import decode, encodable, prior_latents
@@ -23,6 +22,7 @@ from vae.evaluation.estimates import posteriors
 from vae.evaluation.figures.page import class_colours
 from vae.model import VAE
 from vae.networks import describe_layer, plain_layers
+from vae.pixels import as_floats
 from vae.posteriors import Diagonal
 
 LATENTS = 64  # sliders that a person can still find

@@ -9,7 +9,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vae.data.batches import as_floats
 from vae.data.module import ImageDataModule
 from vae.errors import InputError
 from vae.evaluation import estimates, exact, figures, metrics
@@ -28,6 +27,7 @@ from vae.evaluation.panels import (
     traversal_figure,
 )
 from vae.model import VAE
+from vae.pixels import as_floats
 from vae.words import HALF_INTERVAL, error_of, plus_minus
 
 POINTS = 5000  # images in a scatter plot

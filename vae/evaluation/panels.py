@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae.data.batches import Images, as_floats
+from vae.data.batches import Images
 from vae.data.module import ImageDataModule
 from vae.evaluation.draws import decode, plane, prior_latents, quantile_levels, reconstruct, traversal
 from vae.model import VAE
+from vae.pixels import as_floats
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

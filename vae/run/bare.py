@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae.data.batches import as_floats
 from vae.data.module import ImageDataModule
 from vae.objectives import terms_of
+from vae.pixels import as_floats
 from vae.run.build import build_model
 from vae.run.keys import Settings
 

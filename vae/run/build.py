@@ -10,13 +10,13 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import Tensor
 
-from vae.data.batches import as_floats
 from vae.data.module import ImageDataModule
 from vae.errors import InputError
 from vae.model import VAE
 from vae.networks import Shape
 from vae.noise import derive
 from vae.objectives import Objective
+from vae.pixels import as_floats
 from vae.run.keys import Plain, Settings, leaves
 from vae.run.memory import require_memory
 from vae.run.own_parts import import_target

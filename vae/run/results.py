@@ -10,13 +10,13 @@ from lightning import Trainer
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from vae.data.batches import as_floats
 from vae.data.module import ImageDataModule
 from vae.errors import InputError
 from vae.evaluation import estimates, figures
 from vae.evaluation.annealing import annealed_metrics
 from vae.evaluation.estimates import Generated, posteriors
 from vae.evaluation.gallery import Subject, draw_figure, names_of
+from vae.pixels import as_floats
 from vae.run.directory import Run, write
 from vae.run.keys import Settings
 from vae.run.load import load_weights

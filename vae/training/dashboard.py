@@ -12,7 +12,6 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from vae.data.batches import as_floats
 from vae.evaluation import metrics
 from vae.evaluation.panels import (
     device_of,
@@ -23,6 +22,7 @@ from vae.evaluation.panels import (
     traversal_figure,
 )
 from vae.model import VAE
+from vae.pixels import as_floats
 from vae.training.history import History, writer_of
 from vae.training.hparams import Sheet
 from vae.training.lit import LitVAE
