@@ -21,7 +21,8 @@ from vae.run import command
 from vae.run.compose import compose, hydra_over
 from vae.run.directory import Run, read_settings
 from vae.run.jobs import overrides_of_jobs
-from vae.run.keys import CONF, known_keys
+from vae.run.keys import CONF
+from vae.run.parts import known_keys
 from vae.run.process import log_to
 from vae.training.checkpoints import load
 

@@ -646,7 +646,7 @@ def test_a_run_that_diverges_in_its_last_step_is_no_success(server: Server, tmp_
 @pytest.mark.parametrize("value", ["inf", "nan"])
 def test_an_impossible_rate_is_refused(server: Server, tmp_path: Path, value: str) -> None:
     line = the_line(server.run(*QUICK, f"optimizer.lr={value}", f"run_dir={tmp_path / 'run'}"), 2)
-    assert re.match(rf"optimizer\.lr={value}\S*: must be a finite number above 0; for example", line), line
+    assert re.match(rf"optimizer\.lr={value}\S*: must be a number > 0", line), line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -73,7 +73,7 @@ def test_a_name_that_no_file_system_takes_is_refused_in_a_line(key: str) -> None
 
 
 def test_paths_of_a_sweep_are_quoted_one_by_one() -> None:
-    assert command.prepare(["-m", "data.path=é,ü", "run_dir=x"])[1:] == ["data.path='é','ü'", "run_dir=x"]
+    assert command.prepare(["-m", "data.path=é,ü", "run_dir=x"])[1:] == ["++data.path='é','ü'", "run_dir=x"]
     jobs = command.check(["-m", "data=npz", "data.path='é','ü'", "run_dir=x"])
     assert [job.settings.plain["data"]["path"] for job in jobs] == ["é", "ü"]
 
@@ -97,6 +97,16 @@ def test_a_folder_of_settings_that_is_not_there_is_refused(given: str) -> None:
             command.check([*arguments, "data=digits"])
     with pytest.raises(InputError, match=rf"^--config-dir={given}: "):
         command.check([f"hydra.searchpath=['{given}']"])
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &a [1]\nb: *a\n", "a: &a {b: *a}\n", "a: " + "[" * 40 + "]" * 40, "a: !!python/name:os.x"]
+)
+def test_a_file_of_settings_that_never_ends_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "likelihood").mkdir()
+    (tmp_path / "likelihood" / "mine.yaml").write_text(text)
+    with pytest.raises(InputError, match=rf"^{tmp_path}/likelihood/mine.yaml: cannot be read"):
+        compose(["--config-dir", str(tmp_path), "data=digits"])
 
 
 def test_a_recipe_without_its_package_line_is_told_so(tmp_path: Path) -> None:

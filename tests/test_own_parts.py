@@ -146,15 +146,15 @@ def test_a_planted_interpolation_is_refused(
 
 REFUSED = {
     "callbacks.extra.a.file=x": "callbacks.extra.a: names no part; give callbacks.extra.a._target_=",
-    "likelihood._target_=mine.Head likelihood.widht=3": "likelihood.widht=3: mine.Head takes no such key; did you mean",
-    "likelihood._target_=mine.Head likelihood.width=wide": "likelihood.width=wide: must be a finite number",
-    "likelihood._target_=mine.Head": "likelihood.width: is missing; mine.Head needs it",
+    "likelihood._target_=mine.Head likelihood.widht=3": "likelihood.widht=3: mine.Head has no such key; did you mean",
+    "likelihood._target_=mine.Head likelihood.width=wide": "likelihood.width=wide: must be a number",
+    "likelihood._target_=mine.Head": "likelihood.width: is missing; give likelihood.width=..., a number",
     "likelihood._target_=nowhere.Head": "likelihood._target_=nowhere.Head: cannot be imported",
     "likelihood._target_=mine.Nothing": "likelihood._target_=mine.Nothing: cannot be imported",
-    "likelihood._target_=mine.MMD": "likelihood._target_=mine.MMD: is no vae.likelihoods.Likelihood",
-    "optimizer._target_=mine.Head": "optimizer._target_=mine.Head: is no torch.optim.Optimizer",
-    "callbacks.extra.a._target_=mine.MMD": "callbacks.extra.a._target_=mine.MMD: is no lightning.Callback",
-    "data._target_=mine.Head data.width=1.0": "data._target_=mine.Head: is no lightning.LightningDataModule",
+    "likelihood._target_=mine.MMD": "likelihood._target_=mine.MMD: is not a vae.likelihoods.Likelihood",
+    "optimizer._target_=mine.Head": "optimizer._target_=mine.Head: is not a torch.optim.Optimizer",
+    "callbacks.extra.a._target_=mine.MMD": "callbacks.extra.a._target_=mine.MMD: is not a lightning.Callback",
+    "data._target_=mine.Head data.width=1.0": "data._target_=mine.Head: is not a lightning.LightningDataModule",
 }  # fmt: skip
 
 

@@ -225,9 +225,9 @@ def test_evaluating_the_last_epoch_leaves_the_best_one_s_figures(
     [
         ("smaples=20", "did you mean evaluation.samples?"),
         ("latent_dim=3", "there is no such key"),
-        ("samples=-1", "of at least 0"),
-        ("samples=many", "of at least 0"),
-        ("samples", "of at least 0"),
+        ("samples=-1", ">= 0"),
+        ("samples=many", ">= 0"),
+        ("samples", ">= 0"),
         ("probes=3", "true or false"),
         ("features=true", "evaluation.generated"),  # of which the run has none
     ],

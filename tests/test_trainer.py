@@ -71,11 +71,11 @@ def test_mlflow_and_wandb_take_the_metrics(tmp_path: Path, undrawn: None, monkey
 
 
 def test_a_logger_whose_package_is_absent_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vae.run.settings.find_spec", lambda name: None)
+    monkeypatch.setattr("vae.run.parts.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"^logger=wandb: wandb is not installed; pip install '\.\[wandb\]'$"):
         settings_of(*SHORT, "logger=wandb")
     with pytest.raises(
-        InputError, match=r"^logger\.csv\.nam=x: lightning\.pytorch\.loggers\.CSVLogger takes no such key; "
+        InputError, match=r"^logger\.csv\.nam=x: lightning\.pytorch\.loggers\.csv_logs\.CSVLogger has no such key; "
     ):
         settings_of(*SHORT, "logger=csv", "+logger.csv.nam=x")
 

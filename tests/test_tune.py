@@ -79,7 +79,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no space": ({"minimize": "dev/loss"}, "has no `space`"),
     "an unknown entry": ({**SPACE, "sampler": "x"}, "sampler: there is no such entry"),
     "an unknown key": ({"space": {"latent_dimm": {"int": [1, 2]}}}, "did you mean latent_dim"),
-    "a value that no run takes": ({"space": {"latent_dim": {"int": [0, 2]}}}, "latent_dim=0: must be a whole number"),
+    "a value that no run takes": ({"space": {"latent_dim": {"int": [0, 2]}}}, "latent_dim=0: must be an integer"),
     "an end too few": ({"space": {"latent_dim": {"int": [2]}}}, "must be two whole numbers"),
     "ends the wrong way round": ({"space": {"dropout": {"float": [0.5, 0.1]}}}, "low must be below high"),
     "a log scale from 0": ({"space": {"dropout": {"float": [0, 0.1], "log": True}}}, "above 0 on a log scale"),

@@ -64,7 +64,7 @@ def test_help_answers_without_torch_and_lists_every_verb(
             "train one: vae train data=digits run_dir=outputs/mine",
         ),
         (("evaluate", ".", "smples=3"), "smples=3: there is no such key; did you mean evaluation.samples?"),
-        (("evaluate", ".", "samples=-1"), "samples=-1: must be a whole number of at least 0; for example samples=500"),
+        (("evaluate", ".", "samples=-1"), "samples=-1: must be an integer >= 0"),
         (
             ("sample", "mine"),
             "mine does not exist; give a folder written by train.py, such as outputs/mine; "

@@ -6,7 +6,7 @@ and which images it is defined on. `params` is (K, B, P, C, H, W).
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from vae.distributions import (
 )
 from vae.errors import InputError
 from vae.networks import one_of
+from vae.types import Choices, Positive
 
 
 def _in_unit(x: Tensor) -> bool:
@@ -49,6 +50,7 @@ SUPPORTS: dict[str, tuple[Callable[[Tensor], bool], str]] = {
 }
 
 FORMULAS = {"sigmoid": "torch.sigmoid(params[:, 0])", "linear": "params[:, 0]"}
+Link = Annotated[Literal["sigmoid", "linear"], "link from the decoder's output to the mean"]
 LINKS: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "linear": lambda mean: mean}
 
 
@@ -65,10 +67,19 @@ class Likelihood(nn.Module):
     support = "unit"  # the images that it is defined on, a key of SUPPORTS
     has_sigma = False  # whether `stddev` is something learned or chosen, worth a picture
 
-    def __init__(self, mean: str = "sigmoid") -> None:
+    def __init__(self, mean: Link = "sigmoid") -> None:
         super().__init__()
         one_of("mean", mean, LINKS)
         self.link = mean
+
+    @classmethod
+    def requires(cls, chosen: Choices) -> None:
+        """Raises InputError for data that it is not defined on, as far as the configuration says."""
+        if cls.support == "binary" and chosen["data.binarize"] == "none":
+            raise InputError(
+                "likelihood=bernoulli: data.binarize=none leaves grey levels, and it is defined on 0 and 1 only; "
+                "choose data.binarize=dynamic (or static, threshold), or likelihood=continuous_bernoulli"
+            )
 
     def mean(self, params: Tensor) -> Tensor:
         return LINKS[self.link](params)
@@ -119,7 +130,13 @@ class SquaredErrorHead(Likelihood):
 
     normalised = False
 
-    def __init__(self, reconstruct: str = "sample", mean: str = "linear") -> None:
+    def __init__(
+        self,
+        reconstruct: Annotated[
+            Literal["sample", "mean"], "squared error of a sampled image, as in the report, or of the mean"
+        ] = "sample",
+        mean: Link = "linear",
+    ) -> None:
         super().__init__(mean)
         one_of("reconstruct", reconstruct, dict.fromkeys(("sample", "mean")))
         self.reconstruct = reconstruct
@@ -147,7 +164,12 @@ class GaussianHead(Likelihood):
     mse: Tensor
     batches: Tensor
 
-    def __init__(self, sigma: float | str = 0.1, min_sigma: float = 0.01, mean: str = "sigmoid") -> None:
+    def __init__(
+        self,
+        sigma: Annotated[Positive | Literal["shared", "pixel", "optimal"], "standard deviation of a pixel"] = 0.1,
+        min_sigma: Annotated[Positive, "lower bound of sigma=pixel"] = 0.01,
+        mean: Link = "sigmoid",
+    ) -> None:
         super().__init__(mean)
         if isinstance(sigma, str):
             one_of("sigma", sigma, dict.fromkeys(("shared", "pixel", "optimal")))
@@ -194,6 +216,9 @@ class BernoulliHead(Likelihood):
     discrete = True
     support = "binary"
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def forward(self, params: Tensor) -> Distribution:
         return Bernoulli(params.squeeze(-4))
 
@@ -206,12 +231,18 @@ class CrossEntropyHead(Likelihood):
 
     normalised = False
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def forward(self, params: Tensor) -> Distribution:
         return Bernoulli(params.squeeze(-4))
 
 
 class ContinuousBernoulliHead(Likelihood):
     """A density on [0, 1] (Loaiza-Ganem and Cunningham 2019), what cross-entropy on grey pixels is often taken for."""
+
+    def __init__(self) -> None:
+        super().__init__()
 
     def forward(self, params: Tensor) -> Distribution:
         return ContinuousBernoulli(params.squeeze(-4))
@@ -236,7 +267,9 @@ class DiscretizedLogisticHead(Likelihood):
     support = "levels"
     has_sigma = True
 
-    def __init__(self, min_scale: float = 1e-3, mean: str = "sigmoid") -> None:
+    def __init__(
+        self, min_scale: Annotated[Positive, "lower bound of a pixel's scale"] = 1e-3, mean: Link = "sigmoid"
+    ) -> None:
         super().__init__(mean)
         self.min_scale = min_scale
 

@@ -7,12 +7,14 @@ The convolutional decoder mirrors the encoder of the same settings: its sizes ar
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor, nn
 
 from vae.errors import InputError
+from vae.types import Count, CountOrZero, Rate
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "gelu": nn.GELU,
@@ -21,6 +23,20 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 POOLS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
 Shape = tuple[int, int, int]
 T = TypeVar("T")
+
+# keys that several networks share
+Hidden = Annotated[Sequence[Count], "widths of the hidden layers; [] for none"]
+Activation = Annotated[
+    Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "softplus", "sigmoid"], "after every hidden layer"
+]
+DropoutRate = Annotated[Rate, "dropout of the hidden layers"]
+InitBias = Annotated[Literal["data"] | None, "data: the last bias starts where the mean image is the training mean"]
+Channels = Annotated[Sequence[Count], MinLen(1), "channels of the convolutions, in the encoder's order"]
+KernelSize = Annotated[Count, "kernel size of the convolutions"]
+Stride = Annotated[Count, "stride of the convolutions"]
+Padding = Annotated[CountOrZero, "padding of the convolutions"]
+Pool = Annotated[Literal["none", "max", "avg"], "pooling after every convolution, by two"]
+Norm = Annotated[Literal["none", "batch", "group", "layer"], "normalisation after every convolution"]
 
 
 class Dropout(nn.Dropout):
@@ -85,9 +101,9 @@ class MLPEncoder(nn.Module):
         self,
         image_shape: Shape,
         out_features: int,
-        hidden: Sequence[int] = (200, 200, 200),
-        activation: str = "relu",
-        dropout: float = 0.0,
+        hidden: Hidden = (200, 200, 200),
+        activation: Activation = "relu",
+        dropout: DropoutRate = 0.0,
     ) -> None:
         super().__init__()
         widths = [math.prod(image_shape), *hidden]
@@ -106,11 +122,13 @@ class MLPDecoder(nn.Module):
         self,
         in_features: int,
         image_shape: Shape,
-        hidden: Sequence[int] = (200, 200, 200),
-        activation: str = "relu",
-        dropout: float = 0.0,
+        hidden: Hidden = (200, 200, 200),
+        activation: Activation = "relu",
+        dropout: DropoutRate = 0.0,
+        init_bias: InitBias = None,
     ) -> None:
         super().__init__()
+        self.init_bias = init_bias
         widths = [in_features, *hidden]
         self.image_shape = tuple(image_shape)
         self.hidden = mlp(widths, activation, dropout)
@@ -180,15 +198,15 @@ class ConvEncoder(nn.Module):
         self,
         image_shape: Shape,
         out_features: int,
-        channels: Sequence[int] = (16, 32),
-        kernel_size: int = 3,
-        stride: int = 2,
-        padding: int = 1,
-        pool: str = "none",
-        norm: str = "none",
-        hidden: Sequence[int] = (200,),
-        activation: str = "relu",
-        dropout: float = 0.0,
+        channels: Channels = (16, 32),
+        kernel_size: KernelSize = 3,
+        stride: Stride = 2,
+        padding: Padding = 1,
+        pool: Pool = "none",
+        norm: Norm = "none",
+        hidden: Hidden = (200,),
+        activation: Activation = "relu",
+        dropout: DropoutRate = 0.0,
     ) -> None:
         super().__init__()
         stages = conv_sizes(image_shape, len(channels), kernel_size, stride, padding, pool)
@@ -217,17 +235,19 @@ class ConvDecoder(nn.Module):
         self,
         in_features: int,
         image_shape: Shape,
-        channels: Sequence[int] = (16, 32),
-        kernel_size: int = 3,
-        stride: int = 2,
-        padding: int = 1,
-        pool: str = "none",
-        norm: str = "none",
-        hidden: Sequence[int] = (200,),
-        activation: str = "relu",
-        dropout: float = 0.0,
+        channels: Channels = (16, 32),
+        kernel_size: KernelSize = 3,
+        stride: Stride = 2,
+        padding: Padding = 1,
+        pool: Pool = "none",
+        norm: Norm = "none",
+        hidden: Hidden = (200,),
+        activation: Activation = "relu",
+        dropout: DropoutRate = 0.0,
+        init_bias: InitBias = None,
     ) -> None:
         super().__init__()
+        self.init_bias = init_bias
         stages = conv_sizes(image_shape, len(channels), kernel_size, stride, padding, pool, "decoder")
         self.small = (channels[-1], *stages[-1].pooled)
         widths = [in_features, *reversed(hidden), math.prod(self.small)]

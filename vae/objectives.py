@@ -4,16 +4,24 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Le
 from torch import Tensor
 from torch.distributions import Distribution
 
 from vae.distributions import detach, divergence, log_density, log_ratio, widest
+from vae.errors import InputError
 from vae.model import VAE
 from vae.schedules import constant
+from vae.types import Choices, Count, NotNegative
 
 Schedule = Callable[[int], float]
+
+# keys that several objectives share
+Samples = Annotated[Count, "draws of z per image"]
+Beta = Annotated[NotNegative | Schedule, "weight of the KL (tc: of its total correlation): a number or a schedule"]
 
 
 @dataclass
@@ -85,8 +93,22 @@ class ELBO:
     With beta 1 and no free bits its negative is the ELBO, eq. (5) of the report; `samples` draws of z each.
     """
 
-    def __init__(self, samples: int = 1, beta: float | Schedule = 1.0, free_bits: float = 0.0) -> None:
+    def __init__(
+        self,
+        samples: Samples = 1,
+        beta: Beta = 1.0,
+        free_bits: Annotated[NotNegative, "nats that each latent is charged at least"] = 0.0,
+    ) -> None:
         self.samples, self.beta, self.free_bits = samples, as_schedule(beta), free_bits
+
+    @classmethod
+    def requires(cls, chosen: Choices) -> None:
+        by_latent = all(chosen.parts[group].independent for group in ("prior", "posterior"))
+        if chosen["objective.free_bits"] and not by_latent:
+            raise InputError(
+                f"objective.free_bits={chosen['objective.free_bits']}: is a floor under the KL of each latent, which "
+                "needs prior=standard and posterior=diagonal; choose objective.free_bits=0"
+            )
 
     def __call__(self, vae: VAE, x: Tensor, step: int, y: Tensor | None = None) -> Terms:
         q = vae.encode(x, y)
@@ -111,10 +133,28 @@ class IWAE:
     expectation, and a signal that does not drown as `samples` grows. The value of the loss is the bound in both.
     """
 
-    def __init__(self, samples: int = 50, gradient: str = "plain") -> None:
+    def __init__(
+        self,
+        samples: Samples = 50,
+        gradient: Annotated[Literal["plain", "dreg"], "estimator of the encoder's gradient"] = "plain",
+    ) -> None:
         if gradient not in ("plain", "dreg"):
             raise ValueError(f"gradient={gradient!r}: must be 'plain' or 'dreg'")
         self.samples, self.gradient = samples, gradient
+
+    @classmethod
+    def requires(cls, chosen: Choices) -> None:
+        likelihood = chosen.parts["likelihood"]
+        if not likelihood.normalised:
+            raise InputError(
+                f"objective=iwae: importance weights need a likelihood in nats, and {likelihood.__name__} is not "
+                "normalised; choose likelihood=gaussian (or another normalised one), or objective=elbo"
+            )
+        if chosen["objective.gradient"] == "dreg" and not chosen.parts["posterior"].gaussian:
+            raise InputError(
+                "objective.gradient=dreg: needs the density of a Gaussian posterior; choose posterior=diagonal or "
+                "full, or objective.gradient=plain"
+            )
 
     def __call__(self, vae: VAE, x: Tensor, step: int, y: Tensor | None = None) -> Terms:
         q = vae.encode(x, y)
@@ -146,8 +186,17 @@ class TotalCorrelation:
 
     whole_batch = True
 
-    def __init__(self, beta: float | Schedule = 6.0) -> None:
+    def __init__(self, beta: Beta = 6.0) -> None:
         self.beta = as_schedule(beta)
+
+    @classmethod
+    def requires(cls, chosen: Choices) -> None:
+        posterior = chosen.parts["posterior"]
+        if not posterior.independent:
+            raise InputError(
+                f"posterior={posterior.__name__.lower()}: objective=tc needs the density of each latent by itself; "
+                "choose posterior=diagonal"
+            )
 
     def __call__(self, vae: VAE, x: Tensor, step: int, y: Tensor | None = None) -> Terms:
         q, p_z = vae.encode(x, y), vae.prior
@@ -173,7 +222,11 @@ class MMD:
 
     whole_batch = True
 
-    def __init__(self, alpha: float = 0.0, mmd: float = 1000.0) -> None:
+    def __init__(
+        self,
+        alpha: Annotated[float, Le(1), "InfoVAE's alpha: the KL has weight 1 - alpha"] = 0.0,
+        mmd: Annotated[NotNegative, "weight of the discrepancy between q(z) and the prior"] = 1000.0,
+    ) -> None:
         self.alpha, self.mmd = alpha, mmd
 
     def __call__(self, vae: VAE, x: Tensor, step: int, y: Tensor | None = None) -> Terms:

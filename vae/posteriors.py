@@ -5,17 +5,25 @@ A posterior says how many numbers (`features`) it takes from the encoder. Of its
 """
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae.distributions import Flowed, FullNormal, Normal, paired_noise
+from vae.errors import InputError
 from vae.flows import Autoregressive, Chain
+from vae.types import Choices, Count
+
+MOST_LATENTS = 256  # of Full: with 1,000 the encoder would put out half a million numbers
 
 
 class Posterior(nn.Module):
     """The base of all posteriors; the VAE hands in `latent_dim` D."""
+
+    gaussian = True
+    independent = False  # whether the density is a product over latents
 
     def __init__(self, latent_dim: int, features: int) -> None:
         super().__init__()
@@ -27,6 +35,8 @@ class Posterior(nn.Module):
 
 class Diagonal(Posterior):
     """N(mu, diag(sigma^2)); the encoder gives mu and log sigma^2 (Kingma and Welling 2014)."""
+
+    independent = True
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__(latent_dim, 2 * latent_dim)
@@ -42,6 +52,14 @@ class Full(Posterior):
     The encoder gives mu, log sigma^2 and M. The factor lets it start near a diagonal Gaussian: D (D - 1) / 2 random
     numbers would cost tens of nats at first.
     """
+
+    @classmethod
+    def requires(cls, chosen: Choices) -> None:
+        if chosen["latent_dim"] > MOST_LATENTS:
+            raise InputError(
+                f"latent_dim={chosen['latent_dim']}: posterior=full takes at most {MOST_LATENTS} latents, as its "
+                "covariance grows with their square; choose posterior=diagonal or iaf"
+            )
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__(latent_dim, 2 * latent_dim + latent_dim * (latent_dim - 1) // 2)
@@ -62,14 +80,25 @@ class IAF(Posterior):
     sees. Densities of its own draws cost nothing more; those of other z take D passes.
     """
 
+    gaussian = False
     noise: Tensor
 
-    def __init__(self, latent_dim: int, layers: int = 2, hidden: int = 100) -> None:
+    def __init__(
+        self,
+        latent_dim: int,
+        layers: Annotated[Count, "autoregressive flows after the Gaussian"] = 2,
+        hidden: Annotated[Count, "width of the flows' networks, and of the context that the encoder gives them"] = 100,
+    ) -> None:
         if latent_dim < 2:
             raise ValueError(f"latent_dim={latent_dim}: an autoregressive flow needs at least 2")
         super().__init__(latent_dim, 2 * latent_dim + hidden)
         self.flow = Chain(Autoregressive(latent_dim, hidden) for _ in range(layers))
         self.register_buffer("noise", paired_noise(latent_dim), persistent=False)
+
+    @classmethod
+    def requires(cls, chosen: Choices) -> None:
+        if chosen["latent_dim"] < 2:
+            raise InputError("latent_dim=1: posterior=iaf needs at least two latents; choose latent_dim=2 or more")
 
     def forward(self, params: Tensor) -> Flowed:
         d = self.latent_dim

@@ -6,6 +6,7 @@ latents are independent (event shape ()), else (...) (event shape (D,)). `distri
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,15 @@ from vae.distributions import Flowed, FullNormal, Mixture, Normal, paired_noise
 from vae.errors import InputError
 from vae.flows import Chain, Coupling
 from vae.networks import Shape
+from vae.types import Choices, Count
 
 Encode = Callable[[Tensor], Distribution]
 
 
 class Prior(nn.Module):
     """The base of all priors; the VAE hands in `latent_dim` D and `image_shape` (C, H, W)."""
+
+    independent = False  # whether the density is a product over latents
 
     def __init__(self, latent_dim: int, image_shape: Shape) -> None:
         super().__init__()
@@ -35,6 +39,8 @@ class Prior(nn.Module):
 
 class Standard(Prior):
     """N(0, I) (Kingma and Welling 2014)."""
+
+    independent = True
 
     loc: Tensor
     scale: Tensor
@@ -51,7 +57,12 @@ class Standard(Prior):
 class GaussianMixture(Prior):
     """A mixture of `components` Gaussians with diagonal covariances; weights, means and variances are learned."""
 
-    def __init__(self, latent_dim: int, image_shape: Shape, components: int = 10) -> None:
+    def __init__(
+        self,
+        latent_dim: int,
+        image_shape: Shape,
+        components: Annotated[Count, "Gaussians in the mixture"] = 10,
+    ) -> None:
         super().__init__(latent_dim, image_shape)
         self.noise_per_draw = latent_dim + 1  # one number chooses the component
         self.logits = nn.Parameter(torch.zeros(components))
@@ -70,11 +81,30 @@ class Vamp(Prior):
 
     logits: Tensor
 
-    def __init__(self, latent_dim: int, image_shape: Shape, inputs: int = 500) -> None:
+    def __init__(
+        self,
+        latent_dim: int,
+        image_shape: Shape,
+        inputs: Annotated[Count, "pseudo-inputs; they start as training images, so at most as many"] = 500,
+    ) -> None:
         super().__init__(latent_dim, image_shape)
         self.noise_per_draw = latent_dim + 1
         self.pixels = nn.Parameter(torch.randn(inputs, *image_shape))
         self.register_buffer("logits", torch.zeros(inputs), persistent=False)  # equal weights
+
+    @classmethod
+    def requires(cls, chosen: Choices) -> None:
+        if not chosen.parts["posterior"].gaussian:
+            raise InputError("posterior=iaf: prior=vamp mixes Gaussian posteriors; choose posterior=diagonal or full")
+        if chosen["model.encoder.norm"] == "batch":
+            raise InputError(
+                "model.encoder.norm=batch: prior=vamp would mix its pseudo-inputs into the statistics of the images; "
+                "choose model.encoder.norm=group or layer"
+            )
+        if chosen["model.conditional"]:
+            raise InputError(
+                "model.conditional=true: the pseudo-inputs of prior=vamp have no labels; choose another prior"
+            )
 
     def forward(self, encode: Encode) -> Mixture:
         posteriors = encode(self.pixels.sigmoid())
@@ -105,7 +135,13 @@ class Flow(Prior):
     loc: Tensor
     scale: Tensor
 
-    def __init__(self, latent_dim: int, image_shape: Shape, layers: int = 6, hidden: int = 100) -> None:
+    def __init__(
+        self,
+        latent_dim: int,
+        image_shape: Shape,
+        layers: Annotated[Count, "couplings of the flow"] = 6,
+        hidden: Annotated[Count, "width of the couplings' networks"] = 100,
+    ) -> None:
         super().__init__(latent_dim, image_shape)
         if latent_dim < 2:
             raise ValueError(f"latent_dim={latent_dim}: a coupling needs at least 2")
@@ -113,6 +149,11 @@ class Flow(Prior):
         self.register_buffer("noise", paired_noise(latent_dim), persistent=False)
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
+
+    @classmethod
+    def requires(cls, chosen: Choices) -> None:
+        if chosen["latent_dim"] < 2:
+            raise InputError("latent_dim=1: prior=flow needs at least two latents; choose latent_dim=2 or more")
 
     def forward(self, encode: Encode) -> Flowed:
         return Flowed(Normal(self.loc, self.scale), self.flow.forward, self.flow.inverse, self.noise)

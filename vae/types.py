@@ -26,7 +26,7 @@ Text = Annotated[str, MinLen(1)]
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Choices:
     """A configuration as a part sees it that depends on others: `requires(chosen)` raises InputError where it must.
 
     `parts` holds the class or function that each group names, `plain` the values of the keys.

@@ -6,7 +6,8 @@ from vae.commands.options import Chosen
 from vae.errors import InputError
 from vae.run import settings
 from vae.run.find import find_directory
-from vae.run.keys import known_keys, nearest
+from vae.run.keys import nearest
+from vae.run.parts import known_keys
 
 
 def evaluate(chosen: Chosen, pairs: list[str]) -> None:
@@ -34,6 +35,6 @@ def evaluation_settings(pairs: list[str]) -> dict[str, object]:
         if full not in known:
             raise InputError(f"{pair}: there is no such key; {nearest(full, known)}")
         if not known[full].accepts(parsed):
-            raise InputError(f"{pair}: must be {known[full].allowed}; for example {name}={known[full].example}")
+            raise InputError(f"{pair}: must be {known[full].allowed}")
         changed[name] = parsed
     return changed

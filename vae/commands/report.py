@@ -12,7 +12,8 @@ from vae.commands.page import check_output, write_page
 from vae.errors import InputError
 from vae.run.compose import compose
 from vae.run.find import find_run, is_run
-from vae.run.keys import Plain, known_keys, leaves, show
+from vae.run.keys import Plain, leaves, show
+from vae.run.parts import known_keys
 from vae.run.sweep import find_directories
 from vae.words import duration, short_commits
 

@@ -19,7 +19,7 @@ from vae.data.images import SUFFIXES, list_counts, read_image, walk_images
 from vae.data.module import ImageDataModule, Loaded, RawSet, Split
 from vae.errors import InputError, first_line
 from vae.files import expand, natural, require_plain
-from vae.types import Chosen, Count, Text
+from vae.types import Choices, Count, Text
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class OwnImages(ImageDataModule):
         self.path = path
 
     @classmethod
-    def requires(cls, chosen: Chosen) -> None:
+    def requires(cls, chosen: Choices) -> None:
         """Raises InputError for a configuration without a path."""
         if not chosen["data.path"]:
             raise InputError(f"data.path: is missing; give {cls.expected}, for example data.path=mine")

@@ -19,7 +19,7 @@ from vae.objectives import Objective
 from vae.pixels import as_floats
 from vae.run.keys import Plain, Settings, leaves
 from vae.run.memory import require_memory
-from vae.run.own_parts import import_target
+from vae.run.parts import import_target
 from vae.run.settings import watched_by_plateau
 from vae.training.lit import LitVAE
 
@@ -50,31 +50,20 @@ def require_enough(settings: Settings, data: ImageDataModule) -> None:
 
 
 def instantiate_part(group: str, node: Mapping[str, Any]) -> Any:
-    """The object that a group describes; raises InputError for keys that do not belong to the option chosen.
-
-    Hydra checks keys against the files of a group, not those that a recipe left behind under another option.
-    """
+    """The object that a group describes; raises InputError, with the cause, where it cannot be built."""
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
         cause = error.__cause__
-        if not isinstance(cause, TypeError):
-            first = (str(cause).splitlines() or [""])[0]
-            raise InputError(
-                f"{group}: {node['_target_']} cannot be built ({type(cause).__name__}: {first})"
-            ) from error
-        given = ", ".join(f"{group}.{key}" for key in node if not key.startswith("_"))
-        raise InputError(
-            f"{group}: {node['_target_']} does not take these keys ({given}): {error.__cause__}; choose the option on "
-            f"the command line without a recipe that sets other keys of {group}"
-        ) from error
+        first = (str(cause).splitlines() or [""])[0]
+        raise InputError(f"{group}: {node['_target_']} cannot be built ({type(cause).__name__}: {first})") from error
 
 
 def build_data(settings: Settings) -> ImageDataModule:
     data = instantiate_part("data", settings.plain["data"])
-    if getattr(import_target("objective", settings.objective.target), "whole_batch", False):
+    if getattr(import_target("objective", settings.objective["_target_"]), "whole_batch", False):
         data.eval_batch_size = data.batch_size  # its loss depends on the batch: train and dev are to compare
     data.prepare_data()
     data.setup()
@@ -87,7 +76,7 @@ def build_model(settings: Settings, data: ImageDataModule) -> LitVAE:
     require_memory(partial(build_vae, settings, data.image_shape, data.classes), _widths(settings.plain))
     vae = build_vae(settings, data.image_shape, data.classes)
     vae.check_images(as_floats(data.dev.images))
-    if settings.plain["model"]["decoder"].get("init_bias") == "data":
+    if getattr(vae.decoder, "init_bias", None) == "data":
         start_at_mean(vae, data.train.images)
     vae.prior_head.start_at(data.train.images, derive(settings.seed, "prior"))
     if settings.compile:
@@ -101,12 +90,11 @@ def build_vae(settings: Settings, image_shape: Shape, classes: int = 0) -> VAE:
     plain = settings.plain
     if settings.model.conditional and not classes:
         raise InputError("model.conditional=true: the images have no labels; give labels, or take false")
-    decoder = {name: value for name, value in plain["model"]["decoder"].items() if name != "init_bias"}
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers are as before
         torch.default_generator.manual_seed(derive(settings.seed, "weights"))
         return VAE(
             encoder=instantiate_part("model.encoder", plain["model"]["encoder"]),
-            decoder=instantiate_part("model.decoder", decoder),
+            decoder=instantiate_part("model.decoder", plain["model"]["decoder"]),
             likelihood=instantiate_part("likelihood", plain["likelihood"]),
             latent_dim=settings.latent_dim,
             image_shape=image_shape,

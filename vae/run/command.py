@@ -11,14 +11,16 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vae.errors import InputError, ending
 from vae.run import runner, settings
 from vae.run.compose import compose_config, config_folders, key_of, normalise, override_of, parse
 from vae.run.directory import Run
 from vae.run.jobs import PRESET, Job, check_place, list_jobs, plan_sweep
+from vae.run.parts import fill_defaults
 from vae.run.process import (
+    collector_off,
     import_torch_and_lightning,
     in_a_child,
     log_file,
@@ -56,26 +58,38 @@ def answered(arguments: list[str]) -> bool:
 
     Ends the process with exit code 2 and one line for a command that cannot be run.
     """
-    if "--help" in arguments or "-h" in arguments:
-        from vae.run.helptext import write_help
-
-        print(write_help())
-        return True
+    parsed = _parse(arguments)
     try:
-        jobs = check(arguments)
+        if parsed.help:
+            from vae.run.helptext import write_help
+
+            print(write_help(next((key_of(text) for text in parsed.overrides if "=" not in text), None)))
+            return True
+        with collector_off():  # a check imports the parts
+            jobs = check(arguments)
+        if parsed.cfg == "job" and parsed.package is None:  # Hydra's own answer lacks the defaults of constructors
+            print(_filled(parsed))
+            return True
         if DRY_RUN in arguments:
             if not jobs:
                 raise InputError(f"{DRY_RUN}: lists the runs of a sweep; give it with -m")
             print("\n".join(_list_with_costs(jobs)))
         elif jobs:
             with quiet_writers():
-                runner.run_sweep(_parse(arguments).overrides, jobs)
+                runner.run_sweep(parsed.overrides, jobs)
     except BaseException as error:
         code, line = ending(error)
         if line:
             print(line, file=sys.stderr)
         sys.exit(code)
     return bool(jobs)
+
+
+def _filled(parsed: argparse.Namespace) -> str:
+    """The configuration of a run as YAML, for `--cfg job`."""
+    cfg = compose_config(parsed.overrides, config_folders(parsed), parsed.config_name)
+    fill_defaults(cfg)
+    return OmegaConf.to_yaml(cfg, resolve=parsed.resolve).rstrip()
 
 
 def _list_with_costs(jobs: list[Job]) -> list[str]:

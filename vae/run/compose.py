@@ -23,9 +23,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from vae.errors import InputError
+from vae.files import read_yaml
 from vae.run import settings
-from vae.run.keys import CONF, PLACES, Settings, as_plain, expand_place, known_keys, nearest, show
-from vae.run.own_parts import GROUPS_OF_PARTS
+from vae.run.keys import CONF, PLACES, Settings, as_plain, expand_place, nearest, show
+from vae.run.parts import GROUPS, NAMED, known_keys
 from vae.run.process import in_a_child
 
 HYDRA_PLACES = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
@@ -109,7 +110,15 @@ def _config_folder(folder: str) -> str:
         found, place = bool(folder) and path.is_dir(), str(path)
     if not found:
         raise InputError(f"--config-dir={folder}: is not a folder; give one that holds YAML files by group")
+    for group in groups() if place == str(path) else ():
+        for file in sorted(Path(path, group).glob("*.yaml")):
+            read_yaml(file)  # which refuses a file that Hydra would never come to the end of
     return place
+
+
+def groups() -> list[str]:
+    """The groups of conf/, as folders in it; "" is conf/ itself."""
+    return sorted({str(file.parent.relative_to(CONF)) for file in Path(CONF).rglob("*.yaml")})
 
 
 def _is_module(name: str) -> bool:
@@ -121,7 +130,7 @@ def _is_module(name: str) -> bool:
 
 def normalise(overrides: Iterable[str], sweep: bool = False) -> list[str]:
     """Overrides as Hydra takes them: values quoted where its grammar needs it, keys of one's own parts added."""
-    return open_own_parts([quote_value(override, sweep) for override in overrides])
+    return open_parts([quote_value(override, sweep) for override in overrides])
 
 
 def override_of(key: str, value: Any) -> str:
@@ -166,17 +175,16 @@ def _parsed(override: str) -> Override | None:
         return None
 
 
-def open_own_parts(overrides: list[str]) -> list[str]:
-    """`likelihood._target_=mypkg.Head likelihood.width=3` as Hydra takes it: no key of the default option is left."""
-    opened, result = [], []
+def open_parts(overrides: list[str]) -> list[str]:
+    """A part's keys may be new to Hydra: the files of conf/ hold only those that differ from a constructor's defaults.
+
+    With `likelihood._target_=mypkg.Head` no key of the default option is left.
+    """
     chosen = {key_of(override) for override in overrides}
-    for group in GROUPS_OF_PARTS:
-        path = group.replace(".", "/")
-        if f"{group}._target_" in chosen and path not in chosen:
-            opened.append(f"{group}.")
-            result.append(f"{path}=own")
-    free = (*opened, "callbacks.extra.", "logger.")
-    return [*result, *(f"++{override}" if override.startswith(free) else override for override in overrides)]
+    own = [group for group in GROUPS if f"{group}._target_" in chosen and group.replace(".", "/") not in chosen]
+    of_parts = tuple(f"{group}." for group in (*GROUPS, *NAMED))
+    added = (f"++{override}" if override.startswith(of_parts) else override for override in overrides)
+    return [*(f"{group.replace('.', '/')}=own" for group in own), *added]
 
 
 def key_of(override: str) -> str:

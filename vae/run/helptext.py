@@ -1,12 +1,17 @@
-"""What `python train.py --help` prints, and docs/keys.md: options from `conf/`, keys from the settings' table."""
+"""docs/keys.md, made from the signatures, and `python train.py --help`, which reads that page: it imports no torch."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from omegaconf import OmegaConf
+import yaml
 
-from vae.run.keys import CONF, known_keys, show
+from vae.errors import InputError
+from vae.run.keys import CONF, PACKAGE, Plain, show
+from vae.run.parts import GROUPS, import_target, known_keys, options, own_keys
 
+# in a wheel inside the package, in a checkout beside it
+PAGE = PACKAGE / "keys.md" if (PACKAGE / "keys.md").is_file() else PACKAGE.parent / "docs" / "keys.md"
 EXAMPLES = """\
 python train.py data=digits                                   a first result without a download
 python train.py model=conv latent_dim=8                       convolutions in both halves
@@ -17,18 +22,30 @@ python train.py -m sweep=report_claims                        a preset: the swee
 python train.py run_dir=outputs/mine                          begins it, continues it, or shows its result"""
 
 
-def write_help() -> str:
-    """The help of `train.py`: choices, keys with what they may be, examples."""
+def write_help(group: str | None = None) -> str:
+    """The help of `train.py`: choices, keys with what they may be, examples; or one group's choices and keys.
+
+    Raises InputError for a group that there is not.
+    """
+    rows = re.findall(r"^\| `([\w.]+)` \| (.*?) \| (.*?) \|", PAGE.read_text(), re.MULTILINE)
+    choices = dict(groups())
+    names = sorted({name.partition("/")[0] for name in choices} | {name.partition(".")[0] for name, _, _ in rows})
+    if group is not None and group.partition(".")[0] not in names:
+        raise InputError(f"--help {group}: there is no such group; it is one of {', '.join(names)}")
+    inside = [name for name in choices if group is None or f"{name}/".startswith(f"{group.replace('.', '/')}/")]
+    keys = [row for row in rows if group is None or f"{row[0]}.".startswith(f"{group}.")]
     sections = {
-        "Choices, as group=option": "\n".join(f"{group:<16} {', '.join(options)}" for group, options in groups()),
+        "Choices, as group=option": "\n".join(f"{name:<16} {', '.join(choices[name])}" for name in inside),
         "Keys, as key=value (with the values of a run: python train.py --cfg job)": "\n".join(
-            f"{name:<31} {key.meaning} ({key.allowed})" for name, key in known_keys().items()
+            f"{name:<31} {meaning} ({allowed})" for name, meaning, allowed in keys
         ),
-        "Examples": EXAMPLES,
+        "Examples": EXAMPLES if group is None else "",
     }
-    head = "Trains a variational auto-encoder. -m sweeps over values given with commas."
-    texts = [f"{title}\n" + "\n".join(f"  {line}" for line in body.splitlines()) for title, body in sections.items()]
-    return "\n\n".join([head, *texts])
+    head = ["Trains a variational auto-encoder. -m sweeps over values given with commas; --help GROUP shows one group."]
+    texts = [
+        f"{title}\n" + "\n".join(f"  {line}" for line in text.splitlines()) for title, text in sections.items() if text
+    ]
+    return "\n\n".join([*(head if group is None else []), *texts])
 
 
 def groups() -> Iterator[tuple[str, list[str]]]:
@@ -38,13 +55,13 @@ def groups() -> Iterator[tuple[str, list[str]]]:
 
 
 def write_keys_page() -> str:
-    """docs/keys.md: `python -m vae.run.helptext > docs/keys.md`."""
+    """docs/keys.md: `python -m vae.run.helptext`."""
     rows = [f"| `{name}` | {key.meaning} | {key.allowed} | {_defaults(name)} |" for name, key in known_keys().items()]
     lines = [
         "# Keys",
         "",
-        "Every key of the configuration, made by `python -m vae.run.helptext > docs/keys.md`. A key that stands in",
-        "several options of its group shows the default of each.",
+        "Every key of the configuration, made from the signatures of the parts by `python -m vae.run.helptext`, which",
+        "writes this file. Where the options of a group differ, the default of each is shown.",
         "",
         "| key | meaning | allowed | default |",
         "|---|---|---|---|",
@@ -58,20 +75,37 @@ def write_keys_page() -> str:
 
 
 def _defaults(name: str) -> str:
-    """The values that the files of conf/ give a key; recipes apart."""
+    """The values of a key without being set: those of the files of conf/, else the constructor's; recipes apart."""
     group, _, last = name.rpartition(".")
-    folder = Path(CONF, *group.split("."))
-    files = sorted(folder.glob("*.yaml")) if group else [Path(CONF, "config.yaml")]
-    found: dict[str, list[str]] = {}
-    for file in files:
-        node = OmegaConf.load(file)
-        if last in node and not OmegaConf.is_missing(node, last):
-            value = OmegaConf.to_container(node, resolve=False)[last]  # type: ignore[call-overload, index]
-            found.setdefault(show(value), []).append(file.stem)
-    if len(found) == 1:
-        return f"`{next(iter(found))}`"
-    return ", ".join(f"`{value}` ({', '.join(names)})" for value, names in found.items())
+    if group in GROUPS:
+        values = {option: _of_option(group, option) for option in options(group)}
+    else:
+        folder = Path(CONF, *group.split("."))
+        files = sorted(folder.glob("*.yaml")) if group not in ("", "model") else [Path(CONF, "config.yaml")]
+        values = {file.stem: _read(file, group if file.stem == "config" else "") for file in files}
+    by_value: dict[str, list[str]] = {}
+    for option, keys in values.items():
+        if last in keys and keys[last] != "???":
+            by_value.setdefault(show(keys[last]), []).append(option)
+    if len(by_value) == 1:
+        return f"`{next(iter(by_value))}`"
+    return ", ".join(f"`{value}` ({', '.join(names)})" for value, names in by_value.items())
+
+
+def _of_option(group: str, option: str) -> Plain:
+    keys = own_keys(group, import_target(group, options(group)[option]))
+    defaults = {name: key.default for name, key in keys.items() if not key.is_required}
+    for file in (Path(CONF, *group.split("."), f"{name}.yaml") for name in ("base", option)):
+        if file.exists():
+            defaults |= _read(file, group if "@package _global_" in file.read_text() else "")
+    return defaults
+
+
+def _read(file: Path, group: str) -> Plain:
+    """The keys that a file sets, or those that it sets in one group."""
+    plain: Plain = yaml.safe_load(file.read_text()) or {}
+    return plain.get(group, {}) if group else plain
 
 
 if __name__ == "__main__":
-    print(write_keys_page(), end="")
+    PAGE.write_text(write_keys_page())

@@ -33,13 +33,13 @@ from vae.run.directory import (
 from vae.run.find import find_run, require_checkpoint
 from vae.run.keys import CONF, Plain, walk
 from vae.run.own_modules import find_own_modules
-from vae.run.own_parts import GROUPS_OF_PARTS, import_target
+from vae.run.parts import GROUPS, import_target
 from vae.run.settings import verify
 from vae.training import checkpoints
 from vae.training.lit import LitVAE
 from vae.words import printable
 
-PART_PLACES = {tuple(group.split(".")) for group in GROUPS_OF_PARTS}  # where a part of the project may stand
+PART_PLACES = {tuple(group.split(".")) for group in GROUPS}  # where a part of the project may stand
 # torch's own, which take numbers
 TORCH = re.compile(r"torch\.optim(\.lr_scheduler)?\.[A-Z]\w+")
 # a loaded run builds none of them

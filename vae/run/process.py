@@ -161,20 +161,26 @@ def quiet_writers() -> Iterator[None]:
         threading.excepthook = previous
 
 
-def import_torch_and_lightning() -> None:
-    """With the garbage collector off: the imports make a million objects and no garbage, which takes a second to see.
+@contextlib.contextmanager
+def collector_off() -> Iterator[None]:
+    """For imports: they make a million objects and no garbage, and the collector would take a second to find that out.
 
     What they made is never looked through again.
     """
-    if "vae.run.trainer" in sys.modules:
-        return
     gc.disable()
     try:
-        importlib.import_module("vae.run.trainer")
+        yield
         gc.freeze()
         atexit.register(gc.unfreeze)  # at the end, modules in C count what was not freed
     finally:
         gc.enable()
+
+
+def import_torch_and_lightning() -> None:
+    """What training needs."""
+    if "vae.run.trainer" not in sys.modules:
+        with collector_off():
+            importlib.import_module("vae.run.trainer")
 
 
 class TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]  # it writes text

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vae.errors import InputError
-from vae.run.keys import CONF, known_keys, nearest, show
+from vae.run.keys import CONF, nearest, show
+from vae.run.parts import known_keys
 
 if TYPE_CHECKING:
     from optuna import Trial
