@@ -20,7 +20,6 @@ from vae.commands import cli
 from vae.errors import InputError
 from vae.evaluation import estimates, figures
 from vae.evaluation.gallery import FIGURES, Subject, draw_figure, lacks, names_of
-from vae.evaluation.panels import traversal_figure
 from vae.run import results
 from vae.run.build import build
 from vae.run.directory import Run, read_settings
@@ -297,14 +296,15 @@ def test_every_figure_is_drawn_by_name_or_refused_with_the_reason() -> None:
 def test_traversals_decode_the_prior_s_quantiles_and_nothing_else_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     one, seen = subject("latent_dim=3", "model.decoder.hidden=[4]"), []
     monkeypatch.setattr(one.vae, "sample", lambda z, x, y: seen.append(z) or torch.zeros(len(z), 1, 28, 28))
-    (axis,) = traversal_figure(one.vae, torch.tensor([2, 0]), "").axes
-    z = seen[0].view(2, 11, 3)
+    one.use = torch.tensor([1.0, 0.0, 2.0])
+    (axis,) = draw_figure("traversals", one).axes
+    z = seen[0].view(3, 11, 3)
     quantiles = torch.distributions.Normal(0, 1).icdf(torch.linspace(0.02, 0.98, 11))
     assert torch.allclose(z[0, :, 2], quantiles)
     assert torch.allclose(z[1, :, 0], quantiles)
     assert (z[0, :, :2] == 0).all()
     assert (z[1, :, 1:] == 0).all()
-    assert [text.get_text() for text in axis.get_yticklabels()] == ["z2", "z0"]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["z2", "z0", "z1"]
     across = [text.get_text().replace("\u2212", "-") for text in axis.get_xticklabels()]
     assert across == [f"{value:.2f}" for value in quantiles.tolist()]
 

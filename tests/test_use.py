@@ -24,7 +24,7 @@ from vae.data.photographs import fit_image
 from vae.errors import InputError
 from vae.evaluation import draws, estimates, figures
 from vae.evaluation.explorer import explorer
-from vae.evaluation.panels import prior_figure
+from vae.evaluation.gallery import FIGURES, Subject
 from vae.pixels import as_floats
 from vae.run.load import TrainedRun, load_run
 
@@ -241,7 +241,7 @@ def test_one_seed_gives_the_command_the_figure_and_the_page_the_same_draws(
 ) -> None:
     shown, drawn = numbers("sample", "-n", "100", "--seed", "3"), []
     monkeypatch.setattr(figures, "grid", lambda images, *rest: drawn.append(images))
-    prior_figure(run.vae, 3, "")
+    FIGURES["samples"].draw(Subject(run.vae, run.data, lambda name: [], "", 3))
     np.testing.assert_array_equal(drawn[0], shown["x"])
     packed = explorer(run.vae, None, None, 3, False)["prior"]
     z = np.frombuffer(gzip.decompress(base64.b64decode(packed["gzip"])), packed["type"]).reshape(packed["shape"])

@@ -26,7 +26,7 @@ def draw(chosen: Chosen, name: str, out: str | None, force: bool) -> None:
         raise InputError(f"{name}: there is no such figure; {hint}")
     run = chosen.open()
     history, s = history_of(run), run.settings
-    subject = Subject(run.vae, run.data, history.curve, caption(s.plain), s.seed, run.which)
+    subject = Subject(run.vae, run.data, history.curve, caption(s.plain), s.seed, f"{run.which} checkpoint")
     if NO_CLASSIFIER in FIGURES[name].reasons and run.data.classes > 1:
         count = s.evaluation.generated or 1000
         subject.generated = sample_metrics(run.vae, run.data, Path(s.evaluation.cache_dir), count, s.seed)[1]

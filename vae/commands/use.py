@@ -58,7 +58,7 @@ def sample(
     text = f"{count} samples{', the classes in turn' if in_turn else ''}; {ORIGINS[origin]}"
     text += f"{'' if temperature == 1 else f' at temperature {temperature:g}'}; x: {x} of p(x|z); seed {seed}"
     values = {"z": z.numpy(), "x": images.numpy()}
-    use.write(run, "sample.png", lambda t: figures.grid(images, columns, t), values, text, "A grid of generated images")
+    use.write(run, "my_samples.png", lambda t: figures.grid(images, columns, t), values, text, "A grid of generated images")
 
 
 @verb(app, PANEL)
@@ -87,7 +87,7 @@ def reconstruct(
     text += f"; x: {x} of p(x|z); squared error {error.mean():.4g} per image on average"
     values = {"name": batch.names, "squared_error": error, "x": originals, "x_hat": made}
     shows = "Images over their reconstructions"
-    use.write(run, "reconstruct.png", lambda t: pairs(originals, made, t), values, text, shows)
+    use.write(run, "my_reconstructions.png", lambda t: pairs(originals, made, t), values, text, shows)
 
 
 @verb(app, PANEL)
@@ -109,7 +109,7 @@ def encode(use: Use, images: ImagesArgument = None) -> None:
     classes = labels.get("label", np.zeros(len(batch.images), int))
     names = run.data.class_names if labels else ["images"]
     use.write(
-        run, "encode.png", lambda t: figures.latents(posterior["mean"], classes, t, names),
+        run, "my_latents.png", lambda t: figures.latents(posterior["mean"], classes, t, names),
         {"name": batch.names, **labels, **posterior},
         f"{batch.origin}; posterior means of {len(batch.images)} images", "Scatter plot of posterior means",
     )  # fmt: skip
@@ -160,7 +160,7 @@ def score(
     values |= {"error": errors[order], "x": as_floats(batch.images[order])}
     drawn, columns = as_floats(batch.images[shown]), min(10, len(shown))
     use.write(
-        run, "score.png", lambda t: figures.grid(drawn, columns, t), values, text, "The most unusual images in order"
+        run, "my_scores.png", lambda t: figures.grid(drawn, columns, t), values, text, "The most unusual images in order"
     )
 
 
@@ -191,7 +191,7 @@ def interpolate(
     rows = dict(zip(draws.WAYS, images, strict=True))
     text = f"from {names[0]} to {names[1]} in the latent space; x: {x} of p(x|z)"
     shows = "Two rows of images that go from one to another through the latent space"
-    use.write(run, "interpolate.png", lambda t: figures.samples(rows, t), {"z": z, "x": images}, text, shows)
+    use.write(run, "my_interpolations.png", lambda t: figures.samples(rows, t), {"z": z, "x": images}, text, shows)
 
 
 @verb(app, PANEL)
@@ -212,20 +212,18 @@ def traverse(
     run = use.start()
     from vae.commands.latents import moving, start_of
     from vae.evaluation import draws, figures
-    from vae.evaluation.panels import latent_names
 
     start, name = start_of(run, image)
     order, left_out = moving(run)
-    z, _ = draws.traversal(run.vae, order, steps, start)
+    z, quantiles = draws.traversal(run.vae, order, steps, start)
     images = draws.decode(run.vae, z.flatten(0, 1), x, seed, run.label)
-    levels = [f"{level:.0%}".replace("%", " %") for level in draws.quantile_levels(steps).tolist()]
     text = (
-        f"each row moves one latent through the prior's quantiles {levels[0]} to {levels[-1]}, the most used "
-        f"first{left_out}, from {name}; x: {x} of p(x|z)"
+        f"each row moves one latent through the prior's quantiles from 2 % to 98 %, the most used first{left_out}, "
+        f"from {name}; x: {x} of p(x|z)"
     )
     values = {"latent": order, "z": z, "x": images.unflatten(0, z.shape[:2])}
     use.write(
-        run, "traverse.png", lambda t: figures.grid(images, steps, t, latent_names(order), levels), values, text,
+        run, "my_traversals.png", lambda t: figures.traversals(images, quantiles, order, t), values, text,
         "Rows of images, in each of which one latent moves",
     )  # fmt: skip
 
@@ -248,20 +246,16 @@ def manifold(
     run = use.start()
     from vae.commands.latents import pair
     from vae.evaluation import draws, figures
-    from vae.evaluation.panels import latent_names, values_of
 
     first, second = pair(run, latents)
     z, quantiles = draws.plane(run.vae, first, second, steps)
     images = draws.decode(run.vae, z.flatten(0, 1), x, seed, run.label)
-    low, high = draws.quantile_levels(2).tolist()
     text = (
-        f"latent {first} to the right and latent {second} upwards, through the prior's quantiles {low:.0%} to "
-        f"{high:.0%}{'' if run.vae.latent_dim == 2 else ', the others at the median'}; x: {x} of p(x|z)"
+        f"latent {first} to the right and latent {second} upwards, through the prior's quantiles from "
+        f"2 % to 98 %{'' if run.vae.latent_dim == 2 else ', the others at the median'}; x: {x} of p(x|z)"
     )
     values = {"z": z, "x": images.unflatten(0, z.shape[:2])}
-    across, up = values_of(quantiles[:, first]), values_of(quantiles[:, second].flip(0))
-    names = latent_names([first, second])
     use.write(
-        run, "plane.png", lambda t: figures.grid(images, steps, t, up, across, *names), values, text,
+        run, "my_manifold.png", lambda t: figures.manifold(images, quantiles, (first, second), t), values, text,
         "Images on the plane of two latents",
     )  # fmt: skip

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vae.data.batches import Images
+from vae.data.module import ImageDataModule
 from vae.errors import InputError
 from vae.evaluation import metrics
 from vae.model import VAE, Labels
@@ -47,6 +48,27 @@ def prior_latents(vae: VAE, count: int, seed: int, temperature: float = 1.0) -> 
             f"--temperature={temperature:g}: this model's prior has no mean in closed form to draw to; leave it at 1"
         ) from error
     return mean + temperature * (z - mean)
+
+
+def example_images(data: ImageDataModule, count: int = 10) -> tuple[Tensor, Tensor]:
+    """The first dev image of each class, then others: x (n, C, H, W) in [0, 1] and labels (n,), at most `count`."""
+    labels = data.dev.labels
+    rows = [int((labels == c).nonzero()[0]) for c in range(data.classes) if (labels == c).any()]
+    rows = (rows + [i for i in range(len(labels)) if i not in rows])[:count]
+    return as_floats(data.dev.images[rows]), labels[rows]
+
+
+@torch.no_grad()
+def mean_sigma(vae: VAE, data: ImageDataModule) -> float | None:
+    """The decoder's standard deviation at the posterior means of the example images, averaged over pixels."""
+    if not vae.likelihood.has_sigma:
+        return None
+    x, labels = example_images(data)
+    training = vae.training
+    vae.eval()
+    p = vae.decode(vae.encode(x.to(vae.prior_loc.device), labels).mean.unsqueeze(0), labels)
+    vae.train(training)
+    return p.stddev.mean().item()
 
 
 def quantile_levels(steps: int) -> Tensor:

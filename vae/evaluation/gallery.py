@@ -14,23 +14,15 @@ from vae.errors import InputError
 from vae.evaluation import estimates, exact, figures, metrics
 from vae.evaluation.architecture import architecture_figure
 from vae.evaluation.baselines import baselines
-from vae.evaluation.draws import decode, prior_latents
+from vae.evaluation.draws import decode, example_images, plane, prior_latents, traversal
 from vae.evaluation.estimates import Generated, Posteriors, posteriors
 from vae.evaluation.figures.page import signed
-from vae.evaluation.panels import (
-    device_of,
-    example_images,
-    latent_names,
-    manifold_figure,
-    prior_figure,
-    reconstruction_figure,
-    traversal_figure,
-)
 from vae.model import VAE
 from vae.pixels import as_floats
 from vae.words import HALF_INTERVAL, error_of, plus_minus
 
 POINTS = 5000  # images in a scatter plot
+EXAMPLES, TRAVERSED = 10, 8  # images in a row, latents in traversals
 
 
 @dataclass
@@ -42,8 +34,9 @@ class Subject:
     curve: Callable[[str], list[tuple[int, float]]]  # name of a metric -> (epoch, value)
     what: str
     seed: int
-    which: str = "best"  # checkpoint
+    which: str = "best checkpoint"
     generated: Generated | None = None
+    use: Tensor | None = None  # (D,), how much each latent carries; without it, measured on dev
 
     @cached_property
     def examples(self) -> Tensor:
@@ -56,7 +49,7 @@ class Subject:
 
     @cached_property
     def reconstructed(self) -> Tensor:
-        return self.vae.reconstruct(self.examples.to(device_of(self.vae)), y=self.example_labels).cpu()
+        return self.vae.reconstruct(self.examples.to(self.vae.prior_loc), y=self.example_labels).cpu()
 
     @cached_property
     def dev(self) -> Posteriors:
@@ -65,8 +58,10 @@ class Subject:
     @property
     def order(self) -> Tensor:
         """The latents (D,), the one of the largest KL first; where there is no KL per latent, by their variance."""
-        use = self.dev.mu.var(0) if self.dev.kl_per_latent is None else self.dev.kl_per_latent
-        return use.argsort(descending=True)
+        use = self.use
+        if use is None:
+            use = self.dev.mu.var(0) if self.dev.kl_per_latent is None else self.dev.kl_per_latent
+        return use.argsort(descending=True, stable=True)
 
 
 class Reason(NamedTuple):
@@ -125,7 +120,7 @@ def noise_is_invisible(s: Subject) -> bool:
     likelihood = s.vae.likelihood
     if likelihood.support == "binary" or not likelihood.has_sigma:
         return not likelihood.normalised
-    z = prior_latents(s.vae, 10, s.seed).to(device_of(s.vae))
+    z = prior_latents(s.vae, 10, s.seed).to(s.vae.prior_loc)
     return s.vae.decode(z.unsqueeze(0), 0).stddev.mean().item() <= 1 / 255
 
 
@@ -164,7 +159,8 @@ def losses(s: Subject) -> Figure:
 @figure()
 def reconstructions(s: Subject) -> Figure:
     """Two rows of images, originals over their reconstructions."""
-    return reconstruction_figure(s.vae, s.examples, s.example_labels, f"{s.what}; dev; {s.which} checkpoint")
+    text = f"{s.what}; dev; {s.which}; z: posterior mean; x: mean of p(x|z)"
+    return figures.reconstructions(s.examples, s.reconstructed, text)
 
 
 @figure()
@@ -178,7 +174,7 @@ def errors(s: Subject) -> Figure:
 def error_map(s: Subject) -> Figure:
     """Heat map of where on the image the reconstructions err, a mean over dev images."""
     x = as_floats(s.data.dev.images[:1000])
-    error = (x - s.vae.reconstruct(x.to(device_of(s.vae))).cpu()).square().mean(0)
+    error = (x - s.vae.reconstruct(x.to(s.vae.prior_loc)).cpu()).square().mean(0)
     text = f"{s.what}; dev; mean over {len(x)} images of the squared error of the reconstruction; z: posterior mean"
     return figures.heat_map(error, "squared error", text, f"squared error: {error.sum():.4g} per image")
 
@@ -186,19 +182,31 @@ def error_map(s: Subject) -> Figure:
 @figure()
 def samples(s: Subject) -> Figure:
     """Ten rows of ten images generated from draws of the prior."""
-    return prior_figure(s.vae, s.seed, s.what, class_names=s.data.class_names)
+    return of_prior(s, "mean", "mean of p(x|z)")
+
+
+def of_prior(s: Subject, x: str, words: str) -> Figure:
+    """Ten rows of ten; of a conditional model a row for each of the first ten classes."""
+    if not s.vae.classes:
+        images = decode(s.vae, prior_latents(s.vae, EXAMPLES**2, s.seed), x, s.seed)
+        return figures.grid(images, EXAMPLES, f"{s.what}; 100 draws of z from the prior; x: {words}")
+    names = s.data.class_names[:EXAMPLES]
+    z = prior_latents(s.vae, EXAMPLES, s.seed).repeat(len(names), 1)
+    images = decode(s.vae, z, x, s.seed, torch.arange(len(names)).repeat_interleave(EXAMPLES))
+    text = f"{s.what}; a row for each class, in each column the same draw of z from the prior; x: {words}"
+    return figures.grid(images, EXAMPLES, text, names)
 
 
 @figure(INVISIBLE)
 def samples_drawn(s: Subject) -> Figure:
     """The same ten rows of ten images, each pixel drawn from p(x|z) instead of its mean."""
-    return prior_figure(s.vae, s.seed, s.what, "sample", s.data.class_names)
+    return of_prior(s, "sample", "drawn from p(x|z), pixel by pixel")
 
 
 @figure(CONDITIONAL)
 def interpolations(s: Subject) -> Figure:
     """Rows of images that go from one dev image to another through the latent space."""
-    means = s.vae.encode(s.examples.to(device_of(s.vae))).mean.cpu()  # (n, D)
+    means = s.vae.encode(s.examples.to(s.vae.prior_loc)).mean.cpu()  # (n, D)
     steps = torch.linspace(0, 1, 11).unsqueeze(1)
     rows = []
     for a in range(0, len(s.examples), 2):
@@ -213,13 +221,18 @@ def interpolations(s: Subject) -> Figure:
 @figure(CONDITIONAL, PLANE)
 def traversals(s: Subject) -> Figure:
     """Rows of images, in each of which one latent moves through the prior's quantiles."""
-    return traversal_figure(s.vae, s.order, s.what)
+    rows = s.order[:TRAVERSED].tolist()
+    z, quantiles = traversal(s.vae, rows, steps=11)
+    text = f"{s.what}; means of p(x|z); each row moves one latent, the others stay at the prior's medians"
+    return figures.traversals(decode(s.vae, z.flatten(0, 1)), quantiles, rows, text)
 
 
 @figure(CONDITIONAL, NO_PLANE)
 def manifold(s: Subject) -> Figure:
     """A map of the two latents: the decoded image at each point of the plane."""
-    return manifold_figure(s.vae, s.what)
+    z, quantiles = plane(s.vae, 0, 1, steps=15)
+    text = f"{s.what}; means of p(x|z) on the plane of z, at the prior's quantiles from 2 % to 98 %"
+    return figures.manifold(decode(s.vae, z.flatten(0, 1)), quantiles, (0, 1), text)
 
 
 @figure(TIED)
@@ -241,14 +254,14 @@ def aggregate_posterior(s: Subject) -> Figure:
     """Histograms and QQ plots of the aggregate posterior beside the prior."""
     shown = s.order[:4].tolist()
     torch.default_generator.manual_seed(0)
-    x = as_floats(s.data.dev.images[:POINTS]).to(device_of(s.vae))
+    x = as_floats(s.data.dev.images[:POINTS]).to(s.vae.prior_loc)
     q = s.vae.encode(x).sample(torch.Size((1,)))[0].cpu()  # (N, D)
     prior = prior_latents(s.vae, 50_000, s.seed)
     text = (
         f"{s.what}; dev; one draw of q(z|x) for each of {len(q):,} images, 50,000 of the prior; "
         "the latents of the largest KL first"
     )
-    return figures.aggregate_posterior(q[:, shown], prior[:, shown], latent_names(shown), text)
+    return figures.aggregate_posterior(q[:, shown], prior[:, shown], [f"z{k}" for k in shown], text)
 
 
 @figure(NO_NATS)
@@ -261,7 +274,7 @@ def rate_distortion(s: Subject) -> Figure:
 
 def decoded_examples(s: Subject) -> torch.distributions.Distribution:
     """p(x|z) at the posterior means of the examples: batch (1, n)."""
-    q = s.vae.encode(s.examples.to(device_of(s.vae)), s.example_labels)
+    q = s.vae.encode(s.examples.to(s.vae.prior_loc), s.example_labels)
     return s.vae.decode(q.mean.unsqueeze(0), s.example_labels)
 
 
@@ -309,7 +322,7 @@ def class_histogram(s: Subject) -> Figure:
 @figure(CONDITIONAL, NO_QUADRATURE, NO_NATS, at_the_end=False)
 def true_posterior(s: Subject) -> Figure:
     """The true posterior of single images, by quadrature, beside the encoder's."""
-    x = as_floats(s.data.dev.images[:20]).to(device_of(s.vae))  # six in pictures, twenty in the caption's numbers
+    x = as_floats(s.data.dev.images[:20]).to(s.vae.prior_loc)  # six in pictures, twenty in the caption's numbers
     inferences, gaps = exact.inference_gaps(s.vae, x)
     panels = []
     for image, (true, q, best) in zip(x.cpu().numpy(), inferences[:6], strict=False):
@@ -320,7 +333,7 @@ def true_posterior(s: Subject) -> Figure:
         f"log p(x) = {signed(p, 2)} nats\nlost: {a:.2f} by the family, {m:.2f} by the encoder"
         for p, a, m in zip(gaps.log_px.tolist(), gaps.approximation.tolist(), gaps.amortisation.tolist(), strict=True)
     ]
-    names = latent_names(list(range(s.vae.latent_dim)))
+    names = [f"z{k}" for k in range(s.vae.latent_dim)]
     return figures.true_posteriors(panels, each[:6], f"{s.what}; dev; {gap_words(gaps)}", names)
 
 

@@ -145,7 +145,9 @@ def draw(
 ) -> dict[str, Figure]:
     """The report's figures and ours, as files in the run's `figures/`; by name."""
     settings = run.settings
-    subject = Subject(lit.vae, data, history.curve, caption(settings.plain), settings.seed, which, generated)
+    subject = Subject(
+        lit.vae, data, history.curve, caption(settings.plain), settings.seed, f"{which} checkpoint", generated
+    )
     drawn = {name: draw_figure(name, subject) for name in names_of(subject)}
     folder = run.directory / ("figures" if which == "best" else f"figures_{which}")
     for name, figure in drawn.items():

@@ -12,15 +12,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from vae.data.module import ImageDataModule
 from vae.evaluation import metrics
-from vae.evaluation.panels import (
-    device_of,
-    example_images,
-    manifold_figure,
-    prior_figure,
-    reconstruction_figure,
-    traversal_figure,
-)
+from vae.evaluation.gallery import Subject, draw_figure, lacks
 from vae.model import VAE
 from vae.pixels import as_floats
 from vae.training.history import History, writer_of
@@ -34,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LATENTS_LOGGED = 64  # beyond it the KL of single latents is in the figure only
+PICTURES = ("reconstructions", "samples", "traversals", "manifold")
 HISTOGRAMS = 8  # latents with histograms of their own
 WATCHED = 1000  # dev images whose posteriors are looked at after each epoch
 
@@ -122,7 +117,7 @@ class Dashboard(Callback):
         self._curves(writer, step, vae)
         self._latents(writer, vae, as_floats(data.dev.images[:WATCHED]), data.dev.labels[:WATCHED], step)
         if self.every and (is_round(epoch) or epoch % self.every == 0 or epoch == trainer.max_epochs):
-            for name, figure in self._pictures(vae, *example_images(data), f"{self.caption}; epoch {epoch}").items():
+            for name, figure in self._pictures(vae, data, epoch).items():
                 writer.add_figure(name, figure, step, close=False)
         vae.train(training)
 
@@ -160,7 +155,7 @@ class Dashboard(Callback):
     @torch.no_grad()
     def _latents(self, writer: "SummaryWriter", vae: VAE, x: Tensor, y: Tensor, step: int) -> None:
         """Histograms of q's means and variances, the active units, and a word when their number leaves or meets 0."""
-        q = vae.encode(x.to(device_of(vae)), y)
+        q = vae.encode(x.to(vae.prior_loc.device), y)
         active = int(metrics.active_units(q.mean).sum())
         writer.add_scalar("dev/active_units", active, step)
         for name, values in (("posterior_mean", q.mean.cpu()), ("posterior_variance", q.variance.cpu())):
@@ -174,18 +169,11 @@ class Dashboard(Callback):
                 writer.add_text("warnings", f"no longer collapsed: {active} latents are active", step)
         self.active = active
 
-    def _pictures(self, vae: VAE, x: Tensor, labels: Tensor, caption: str) -> "dict[str, Figure]":
-        drawn = {
-            "pictures/reconstructions": reconstruction_figure(vae, x, labels, f"{caption}; dev"),
-            "pictures/samples": prior_figure(vae, self.seed, caption),
-        }
-        if vae.classes:  # a point of the latent space is another image for each class
-            return drawn
-        if vae.latent_dim == 2:
-            return drawn | {"pictures/manifold": manifold_figure(vae, caption)}
+    def _pictures(self, vae: VAE, data: ImageDataModule, epoch: int) -> "dict[str, Figure]":
         kl = torch.tensor(self.history.kl_per_latent)
-        order = kl.argsort(descending=True) if len(kl) == vae.latent_dim else torch.arange(vae.latent_dim)
-        return drawn | {"pictures/traversals": traversal_figure(vae, order, caption)}
+        use = kl if len(kl) == vae.latent_dim else torch.zeros(vae.latent_dim)
+        subject = Subject(vae, data, self.history.curve, self.caption, self.seed, f"epoch {epoch}", use=use)
+        return {f"pictures/{name}": draw_figure(name, subject) for name in PICTURES if not lacks(name, subject)}
 
 
 class Means(nn.Module):
@@ -201,7 +189,7 @@ class Means(nn.Module):
 
 def add_graph(writer: "SummaryWriter", vae: VAE) -> None:
     """The two halves as a graph; says in one line why there is none, since a part of one's own may not be traceable."""
-    training, x = vae.training, torch.zeros(1, *vae.image_shape, device=device_of(vae))
+    training, x = vae.training, torch.zeros(1, *vae.image_shape, device=vae.prior_loc.device)
     labels = [torch.zeros(1, dtype=torch.int64)] if vae.classes else []
     vae.eval()
     try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from vae.evaluation.panels import mean_sigma
+from vae.evaluation.draws import mean_sigma
 from vae.training.lit import LitVAE
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from vae.evaluation.figures.charts import (
     true_posteriors,
 )
 from vae.evaluation.figures.page import alternative_text, describe, write_figure
-from vae.evaluation.figures.pictures import errors, grid, neighbours, reconstructions, samples
+from vae.evaluation.figures.pictures import errors, grid, manifold, neighbours, reconstructions, samples, traversals
 
 __all__ = [
     "aggregate_posterior", "alternative_text", "class_histogram", "describe", "errors", "grid", "heat_map",
-    "kl_per_latent", "latents", "losses", "neighbours", "rate_distortion", "reconstructions", "residuals", "samples",
-    "sigma_history", "true_posteriors", "write_figure",
+    "kl_per_latent", "latents", "losses", "manifold", "neighbours", "rate_distortion", "reconstructions", "residuals",
+    "samples", "sigma_history", "traversals", "true_posteriors", "write_figure",
 ]  # fmt: skip

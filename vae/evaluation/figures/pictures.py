@@ -1,6 +1,6 @@
 """Figures made of images: float tensors (N, C, H, W) in [0, 1] go in, rows of them come out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
-from vae.evaluation.figures.page import MARGIN, Array, Names, as_array, drawn, page, text_width
+from vae.evaluation.draws import quantile_levels
+from vae.evaluation.figures.page import MARGIN, Array, Names, as_array, drawn, page, signed, text_width
 
 CELL, PAGE = 96, 1216  # pixels: the largest side of a drawn image, the widest run of images in a row
 LINE = 24  # pixels of a line of labels
@@ -53,6 +54,27 @@ def grid(
 ) -> Figure:
     """Images (N, C, H, W) in reading order, with what rows and columns stand for; the last row may be shorter."""
     return mosaic({"": as_images("images", images)}, columns, caption, row_labels, column_labels, x_name, y_name)
+
+
+@drawn
+def traversals(images: Array, quantiles: Array, latents: Sequence[int], caption: str) -> Figure:
+    """A row per latent, which moves through its `quantiles` (steps, D); values below if they suit all rows."""
+    at = as_array("quantiles", quantiles, 2)[:, list(latents)]
+    same = np.ptp(at, axis=1).max() < 0.005
+    percent = [f"{100 * level:.0f} %" for level in quantile_levels(len(at)).tolist()]
+    labels = [signed(value, 2) for value in at[:, 0]] if same else percent
+    name = "value of the latent, from the 2 % to the 98 % quantile of the prior" if same else "quantile of the prior"
+    rows = [f"z{latent}" for latent in latents]
+    return mosaic({"": as_images("images", images)}, len(at), caption, rows, labels, name)
+
+
+@drawn
+def manifold(images: Array, quantiles: Array, latents: tuple[int, int], caption: str) -> Figure:
+    """The plane of two latents at their `quantiles` (steps, D): the first grows to the right, the second upwards."""
+    at = as_array("quantiles", quantiles, 2)
+    across, up = ([signed(value, 2) for value in at[:, latent]] for latent in latents)
+    x_name, y_name = (f"z{latent}" for latent in latents)
+    return mosaic({"": as_images("images", images)}, len(at), caption, up[::-1], across, x_name, y_name)
 
 
 @drawn
