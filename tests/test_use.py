@@ -289,8 +289,8 @@ def test_pictures_come_in_three_kinds_and_go_to_the_run_by_default(
         assert vae(monkeypatch, "sample", str(trained), "-n", "2", "--out", str(tmp_path / f"x{suffix}")) == 0
         assert (tmp_path / f"x{suffix}").read_bytes().startswith(head)
     assert vae(monkeypatch, "sample", str(trained), "-n", "2") == 0
-    assert capsys.readouterr().out.splitlines()[-1] == str(trained / "figures" / "sample.png")
-    assert (trained / "figures" / "sample.png").exists()
+    assert capsys.readouterr().out.splitlines()[-1] == str(trained / "figures" / "my_samples.png")
+    assert (trained / "figures" / "my_samples.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def sample(
     text = f"{count} samples{', the classes in turn' if in_turn else ''}; {ORIGINS[origin]}"
     text += f"{'' if temperature == 1 else f' at temperature {temperature:g}'}; x: {x} of p(x|z); seed {seed}"
     values = {"z": z.numpy(), "x": images.numpy()}
-    use.write(run, "my_samples.png", lambda t: figures.grid(images, columns, t), values, text, "A grid of generated images")
+    use.write(run, "my_samples.png", lambda t: figures.grid(images, columns, t), values, text, "Generated images")
 
 
 @verb(app, PANEL)
@@ -160,7 +160,12 @@ def score(
     values |= {"error": errors[order], "x": as_floats(batch.images[order])}
     drawn, columns = as_floats(batch.images[shown]), min(10, len(shown))
     use.write(
-        run, "my_scores.png", lambda t: figures.grid(drawn, columns, t), values, text, "The most unusual images in order"
+        run,
+        "my_scores.png",
+        lambda t: figures.grid(drawn, columns, t),
+        values,
+        text,
+        "The most unusual images",
     )
 
 
