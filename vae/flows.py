@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 
 class Chain(nn.ModuleList):
-    """Layer after layer; the latents change their order in between, so that each is moved in its turn.
+    """Layers one after the other; the order of the latents is reversed in between, so that every latent is transformed.
 
-    Computed in float32 under bf16-mixed too: the roundings of many layers would put a density off by nats.
+    Computed in float32 even under bf16-mixed: rounding errors of many layers would change a density by nats.
     """
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
@@ -34,9 +34,9 @@ class Chain(nn.ModuleList):
 
 
 class Coupling(nn.Module):
-    """The second half of u is scaled and shifted by what a net makes of the first (Dinh et al. 2017, eq. 7 and 8).
+    """Scales and shifts the second half of u by functions of the first half (Dinh et al. 2017, eq. 7 and 8).
 
-    The log of the scale lies within -2 and 2, so that no layer can blow up. It starts as the identity.
+    The log of the scale stays within -2 and 2, so that no layer can blow up. It starts as the identity.
     """
 
     def __init__(self, dim: int, hidden: int) -> None:
@@ -63,7 +63,7 @@ class Coupling(nn.Module):
 
 
 class MaskedLinear(nn.Linear):
-    """A linear layer of which `mask` (out, in) leaves some weights."""
+    """A linear layer whose weights are multiplied by `mask` (out, in)."""
 
     mask: Tensor
 
@@ -88,9 +88,9 @@ def masks(dim: int, hidden: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Autoregressive(nn.Module):
-    """z_i = s_i u_i + (1 - s_i) m_i, where s and m see u_1 ... u_(i-1) and a context (Kingma et al. 2016, eq. 13, 14).
+    """z_i = s_i u_i + (1 - s_i) m_i; s_i, m_i depend on u_1 ... u_(i-1) and a context (Kingma et al. 2016, eq. 13, 14).
 
-    The gate s starts near 0.9. The inverse finds one latent after the other, in D passes.
+    The gate s starts near 0.9. The inverse computes one latent after the other, in D passes.
     """
 
     def __init__(self, dim: int, hidden: int) -> None:
@@ -113,7 +113,7 @@ class Autoregressive(nn.Module):
 
     def inverse(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         u = torch.zeros_like(z)
-        for _ in range(z.shape[-1]):  # pass i sets u_i right, from those before it
+        for _ in range(z.shape[-1]):  # pass i computes u_i from those before it
             log_gate, mean = self._gate_and_mean(u, context)
             gate = log_gate.exp()
             u = (z - (1 - gate) * mean) / gate

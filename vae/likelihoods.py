@@ -1,7 +1,7 @@
-"""Likelihood heads: what the decoder puts out -> p(x|z), a distribution over images (C, H, W).
+"""Likelihood heads: the decoder's output (K, B, P, C, H, W) -> p(x|z), a distribution over images (C, H, W).
 
-A head says how many parameters a pixel takes, whether its `log_prob` is normalised (so that nats may be compared)
-and which images it is defined on. `params` is (K, B, P, C, H, W).
+A head states how many parameters P a pixel takes, whether its `log_prob` is normalised (so that nats can be compared)
+and which images it is defined on.
 """
 
 import math
@@ -39,7 +39,7 @@ def _on_levels(x: Tensor) -> bool:
     return _within(x, 0, 1) and _within(levels.sub_(levels.round()), -1e-3, 1e-3)
 
 
-# Of each support: whether it contains images x, and what to say of images outside it.
+# For each support: whether it contains images x, and what it allows.
 SUPPORTS: dict[str, tuple[Callable[[Tensor], bool], str]] = {
     "real": (lambda x: _within(x, -sys.float_info.max, sys.float_info.max), "finite values"),
     "unit": (lambda x: _within(x, 0, 1), "values in [0, 1]; rescale the images"),
@@ -61,13 +61,13 @@ def _logit(mean: Tensor) -> Tensor:
 
 
 class Likelihood(nn.Module):
-    """The base of all heads; `mean` names the link from the decoder to the mean, `sigmoid` or `linear`."""
+    """Base of all heads; `mean` is the link from the decoder's output to the mean, `sigmoid` or `linear`."""
 
     params_per_pixel = 1
     normalised = True  # over images: a density, or a mass function where `discrete`
     discrete = False
     support = "unit"  # the images that it is defined on, a key of SUPPORTS
-    has_sigma = False  # whether `stddev` is something learned or chosen, worth a picture
+    has_sigma = False  # whether `stddev` is learned or chosen, and worth a figure
 
     def __init__(self, mean: Link = "sigmoid") -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Likelihood(nn.Module):
         return LINKS[self.link](params)
 
     def inverse_mean(self, mean: Tensor) -> Tensor:
-        """The decoder's output that gives this mean image: the start of its last bias (Burda et al. 2015's code)."""
+        """The decoder's output for this mean image: the start of its last bias, as in the code of Burda et al. 2015."""
         return _logit(mean) if self.link == "sigmoid" else mean
 
     def check(self, x: Tensor) -> None:
@@ -102,7 +102,7 @@ class Likelihood(nn.Module):
 
     @property
     def name(self) -> str:
-        """What `likelihood=` calls it, or the name of an own class."""
+        """The option of `likelihood=`, or the name of an own class."""
         return NAMES.get(type(self), type(self).__name__)
 
     @property
@@ -111,7 +111,7 @@ class Likelihood(nn.Module):
         return FORMULAS[self.link] if type(self) in NAMES else None
 
     def describe(self) -> dict[str, Any]:
-        """What computes p(x|z) from the decoder's output without this package, in JSON's types."""
+        """All that is needed to compute p(x|z) from the decoder's output without this package, in JSON's types."""
         return {
             "name": self.name,
             "link": self.link,
@@ -124,11 +124,11 @@ class Likelihood(nn.Module):
         raise TypeError(f"{type(self).__name__} is the base of the heads: choose one of them")
 
     def after_step(self, p: Distribution) -> None:
-        """Where a head learns from a batch by other means than gradients."""
+        """For heads that also learn from a batch by other means than gradients."""
 
 
 class SquaredErrorHead(Likelihood):
-    """The report's loss: `reconstruct=sample` draws x_hat ~ N(mu', sigma'^2), `mean` takes mu' (its figure 8)."""
+    """The report's loss: `reconstruct=sample` draws x_hat ~ N(mu', sigma'^2), `mean` takes mu' (figure 8)."""
 
     normalised = False
 
@@ -157,9 +157,10 @@ class GaussianHead(Likelihood):
 
     - a number, the same for every pixel;
     - `shared`: one number, learned;
-    - `pixel`: the decoder gives one for each pixel, at least `min_sigma` (a free one runs to 0 on constant pixels
-      and the density to infinity);
-    - `optimal`: the batch's root mean square error in training, its running mean in evaluation (Rybkin et al. 2021).
+    - `pixel`: one per pixel from the decoder, at least `min_sigma` (without a floor it would go to 0 on constant
+      pixels, and the density to infinity);
+    - `optimal`: the root mean square error of the batch in training, of recent batches in evaluation (Rybkin et al.
+      2021).
     """
 
     has_sigma = True
@@ -206,7 +207,7 @@ class GaussianHead(Likelihood):
         return super().describe() | {"sigma": sigma, "min_sigma": self.min_sigma}
 
     def after_step(self, p: Distribution) -> None:
-        """A running mean over the last hundred batches or so; a plain mean until there are as many."""
+        """A running mean over about the last hundred batches; a plain mean until there are as many."""
         if isinstance(p, CalibratedNormal) and p.mse is not None:
             self.batches += 1
             self.mse += (p.mse - self.mse) / self.batches.clamp(max=100)
@@ -226,9 +227,9 @@ class BernoulliHead(Likelihood):
 
 
 class CrossEntropyHead(Likelihood):
-    """Of grey pixels x, as in PyTorch's example: log_prob(x) = sum of x log mu + (1 - x) log(1 - mu).
+    """Cross-entropy of grey pixels x, as in PyTorch's example: log_prob(x) = sum of x log mu + (1 - x) log(1 - mu).
 
-    On grey levels it is no density: `ContinuousBernoulliHead` is. So it has no nats of log p(x), and no NLL.
+    It is not a density of grey levels (`ContinuousBernoulliHead` is), so it has no log p(x) in nats and no NLL.
     """
 
     normalised = False
@@ -241,7 +242,7 @@ class CrossEntropyHead(Likelihood):
 
 
 class ContinuousBernoulliHead(Likelihood):
-    """A density on [0, 1] (Loaiza-Ganem and Cunningham 2019), what cross-entropy on grey pixels is often taken for."""
+    """A density on [0, 1] (Loaiza-Ganem and Cunningham 2019); cross-entropy on grey pixels is often mistaken for it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -252,7 +253,7 @@ class ContinuousBernoulliHead(Likelihood):
     formula = "with l = params[:, 0]: 1 / (1 - exp(-l)) - 1 / l, and 1/2 + l / 12 where |l| < 0.05"
 
     def inverse_mean(self, mean: Tensor) -> Tensor:
-        """The logit whose mean it is, by bisection: there is no closed form."""
+        """The logit with this mean, by bisection: there is no closed form."""
         low, high = torch.full_like(mean, -200.0), torch.full_like(mean, 200.0)
         for _ in range(40):
             middle = (low + high) / 2
@@ -262,7 +263,7 @@ class ContinuousBernoulliHead(Likelihood):
 
 
 class DiscretizedLogisticHead(Likelihood):
-    """Mass on the 256 grey levels; location and scale for each pixel, the scale at least `min_scale`."""
+    """Mass on the 256 grey levels; a location and a scale per pixel, the scale at least `min_scale`."""
 
     params_per_pixel = 2
     discrete = True
@@ -286,7 +287,7 @@ class DiscretizedLogisticHead(Likelihood):
 
     def forward(self, params: Tensor) -> DiscretizedLogistic:
         loc, raw = params.unbind(-4)
-        # shifted so that an untrained decoder starts near a scale of 0.1, wide enough for gradients to flow
+        # shifted so that an untrained decoder starts near a scale of 0.1, wide enough for gradients
         return DiscretizedLogistic(self.mean(loc), self.min_scale + F.softplus(raw - math.log(9.5)))
 
 

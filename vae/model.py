@@ -1,6 +1,6 @@
 """The variational auto-encoder: a prior, an encoder, a decoder, a likelihood. Tensors in, distributions out.
 
-D latents, K samples (they always lead), B images of shape (C, H, W), P parameters a pixel.
+D latents, K samples (always the leading axis), B images of shape (C, H, W), P parameters per pixel.
 """
 
 from collections.abc import Callable
@@ -20,16 +20,16 @@ Labels = Tensor | int | None  # (B,), or one class for all images
 
 
 def at_least_float32(params: Tensor) -> Tensor:
-    """Parameters of a distribution in float32 at least: under bf16-mixed, sums over pixels would be off by nats."""
+    """Parameters in at least float32: under bf16-mixed, sums over pixels would be off by nats."""
     return params.float() if params.dtype in (torch.float16, torch.bfloat16) else params
 
 
 class VAE(nn.Module):
     """p(z), p(x|z) from the decoder, q(z|x) from the encoder (Kingma and Welling 2014, where both of z are Gaussians).
 
-    `encoder(image_shape=, out_features=)` and `decoder(in_features=, image_shape=)` build the halves: the image's shape
-    comes from the data, the parameters a pixel from the likelihood, the encoder's features from the posterior, so none
-    is written twice. `prior(latent_dim=, image_shape=)` and `posterior(latent_dim=)` build what is said of z.
+    `encoder(image_shape=, out_features=)` and `decoder(in_features=, image_shape=)` build the halves: the image shape
+    comes from the data, the parameters per pixel from the likelihood, the number of features from the posterior.
+    `prior(latent_dim=, image_shape=)` and `posterior(latent_dim=)` build the distributions of z.
 
     With `classes` both halves are conditional on a label y (Kingma et al. 2014, M2): the encoder sees it as one more
     channel, a learned plane for each class, and the decoder beside z. Labels y are (B,), or one class for all images.
@@ -81,7 +81,7 @@ class VAE(nn.Module):
     def check_images(self, x: Tensor) -> None:
         """Raises InputError for images x of another shape or type, or with values outside the likelihood's support.
 
-        Values in the memory of an accelerator are not looked at in training, where each step would wait for it.
+        In training on an accelerator the values are not checked, since each step would have to wait for the device.
         """
         if tuple(x.shape[1:]) != self.image_shape:
             shape = ", ".join(map(str, self.image_shape))
@@ -124,12 +124,12 @@ class VAE(nn.Module):
 
     @property
     def noise_per_draw(self) -> int:
-        """Standard normal numbers that one draw of the prior is made of: D, and one more where it is a mixture."""
+        """Standard normal numbers needed for one draw from the prior: D, or D + 1 for a mixture."""
         return self.prior_head.noise_per_draw
 
     @torch.no_grad()
     def draw_prior(self, noise: Tensor) -> Tensor:
-        """z (N, D) ~ p(z), made of standard normal noise (N, `noise_per_draw`): the same noise gives the same draws."""
+        """z (N, D) ~ p(z) as a function of standard normal noise (N, `noise_per_draw`)."""
         if noise.shape[1] != self.noise_per_draw:
             raise ValueError(f"noise {tuple(noise.shape)}: a draw of this prior takes {self.noise_per_draw} numbers")
         with fixed_noise(lambda shape: noise.view(shape)):
@@ -144,7 +144,7 @@ class VAE(nn.Module):
         return self._image(self.decode(latent, y), x_hat).squeeze(0)
 
     def sample(self, z: Tensor | int, x: str = "mean", y: Labels = None) -> Tensor:
-        """Images (N, C, H, W) of prior draws z (N, D), or of N new ones; `x` is `mean` or `sample`."""
+        """Images (N, C, H, W) from z (N, D), or from N new draws of the prior; `x` is `mean` or `sample`."""
         latent = self.prior.sample(torch.Size((z,))) if isinstance(z, int) else z
         return self._image(self.decode(latent.unsqueeze(0), y), x).squeeze(0)
 

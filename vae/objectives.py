@@ -1,4 +1,4 @@
-"""What is optimised. Per image and in nats: log_px = E_q[log p(x|z)], kl = KL(q(z|x) || p(z)), if it can, by latent."""
+"""Objectives. Per image, in nats: log_px = E_q[log p(x|z)] and kl = KL(q(z|x) || p(z)), per latent where possible."""
 
 import math
 from collections.abc import Callable
@@ -28,11 +28,11 @@ Beta = Annotated[NotNegative | Schedule, "weight of the KL (tc: of its total cor
 class Terms:
     """One batch: `loss` () is differentiated; `log_px` (B,) and `kl` (B, D) are never weighted (nats per image).
 
-    `kl` is (B, 1) where the prior or the posterior ties the latents together: see `distributions.divergence`.
-    `per_image` (B,) is the loss of each image, for its standard error in evaluations. An objective with a term of the
-    whole batch has none: its loss on a split is the mean over batches, without an error. It says `whole_batch = True`,
-    and is evaluated in batches as large as those of training. `p` is p(x|z), from which the likelihood may learn by
-    other means than gradients.
+    `kl` is (B, 1) if the prior or the posterior ties the latents together: see `distributions.divergence`.
+    `per_image` (B,) is the loss of each image, for the standard error in evaluations. An objective with a term of the
+    whole batch leaves it out: its loss on a split is the mean over batches, without an error. Such a class sets
+    `whole_batch = True` and is evaluated in batches of the training size. `p` is p(x|z), for likelihoods that also
+    learn by other means than gradients.
     """
 
     loss: Tensor
@@ -44,9 +44,9 @@ class Terms:
     p: Distribution | None = None
 
     def epoch_loss(self, reconstruction: Tensor, kl: Tensor, loss: Tensor) -> Tensor:
-        """The loss () of all images together, from their mean reconstruction (), KL (D,) and loss () by batches.
+        """Loss () of all images, from their mean reconstruction (), KL (D,) and the mean loss () of the batches.
 
-        Free bits are a floor under a mean over images: one over small batches would depend on their size.
+        Free bits are a floor under the mean KL over images; applied per batch, they would depend on the batch size.
         """
         return reconstruction + self.beta * kl.clamp(min=self.free_bits).sum() if self.free_bits else loss
 
@@ -60,7 +60,7 @@ Objective = Callable[..., Terms]  # of (vae, x, step), and of labels y where the
 
 
 def terms_of(objective: Objective, vae: VAE, x: Tensor, step: int, y: Tensor | None = None) -> Terms:
-    """The terms of a batch; only a conditional model hands its objective the labels y (B,), as a fourth argument."""
+    """Terms of a batch; only for a conditional model does the objective get the labels y (B,), as fourth argument."""
     return objective(vae, x, step, y) if vae.classes else objective(vae, x, step)
 
 
@@ -68,7 +68,7 @@ def log_weights(vae: VAE, x: Tensor, samples: int, y: Tensor | None = None) -> T
     """log p(x, z) - log q(z|x) for z ~ q(z|x): x (B, C, H, W) -> (K, B), in nats.
 
     Their mean over K is the ELBO, their log-mean-exp the importance-weighted bound (Burda et al. 2015, eq. 8), and
-    both go to log p(x) = log E_{p(z)}[p(x|z)], the report's eq. (1) put right.
+    both converge to log p(x) = log E_{p(z)}[p(x|z)], the corrected eq. (1) of the report.
     """
     q = vae.encode(x, y)
     z = q.rsample(torch.Size((samples,)))  # (K, B, D)
@@ -82,7 +82,7 @@ def log_mean_exp(log_weights: Tensor, dim: int = 0) -> Tensor:
 
 
 def as_schedule(beta: float | Schedule) -> Schedule:
-    if isinstance(beta, partial):  # Hydra's kind of partial looks its target up again at each call: 0.3 ms a step
+    if isinstance(beta, partial):  # Hydra's partial resolves its target on every call, which costs 0.3 ms per step
         return partial(beta.func, *beta.args, **beta.keywords)
     return beta if callable(beta) else lambda step: constant(step, beta)
 
@@ -90,7 +90,7 @@ def as_schedule(beta: float | Schedule) -> Schedule:
 class ELBO:
     """beta KL(q(z|x) || p(z)) - E_q[log p(x|z)], each latent charged at least `free_bits` nats (Kingma et al. 2016).
 
-    With beta 1 and no free bits its negative is the ELBO, eq. (5) of the report; `samples` draws of z each.
+    With beta 1 and no free bits this is the negative ELBO, eq. (5) of the report, from `samples` draws of z per image.
     """
 
     def __init__(
@@ -117,20 +117,20 @@ class ELBO:
         log_px = p.log_prob(x).mean(0)  # (B,)
         kl = divergence(q, vae.prior, z)  # (B, D) or (B, 1)
         rate = kl.mean(0)
-        if self.free_bits:  # without them no floor: an estimate of a small KL may be below 0, and must stay unbiased
+        if self.free_bits:  # else no floor: a Monte Carlo estimate of a small KL may be negative and must stay unbiased
             rate = rate.clamp(min=self.free_bits)
         beta = self.beta(step)
         loss = beta * rate.sum() - log_px.mean()
-        # only an evaluation asks for it, and it would cost a training step seven hundredths of its time
+        # for evaluations only: it would cost 7 % of a training step
         per_image = None if loss.requires_grad else beta * kl.sum(-1) - log_px
         return Terms(loss, log_px, kl, beta, self.free_bits, per_image, p)
 
 
 class IWAE:
-    """The importance-weighted bound on `samples` draws (Burda et al. 2015, eq. 8), negative, averaged over images.
+    """Negative importance-weighted bound from `samples` draws (Burda et al. 2015, eq. 8), averaged over images.
 
-    `gradient="dreg"` takes the doubly reparametrised estimator for the encoder (Tucker et al. 2018, eq. 8): the same
-    expectation, and a signal that does not drown as `samples` grows. The value of the loss is the bound in both.
+    `gradient="dreg"` uses the doubly reparametrised estimator for the encoder (Tucker et al. 2018, eq. 8): the same
+    expectation, but its signal-to-noise ratio does not vanish as `samples` grows. The value of the loss is the same.
     """
 
     def __init__(
@@ -171,17 +171,17 @@ class IWAE:
     def _dreg(log_w: Tensor, z: Tensor) -> Tensor:
         w = log_w.detach().softmax(0)  # (K, B), the normalised weights
         if z.requires_grad:
-            z.register_hook(lambda gradient: w.unsqueeze(-1) * gradient)  # a second w on the way to the encoder
+            z.register_hook(lambda gradient: w.unsqueeze(-1) * gradient)  # the second factor w, for the encoder only
         surrogate = -(w * log_w).sum(0).mean()
         return surrogate - surrogate.detach()  # 0, with the gradient
 
 
 class TotalCorrelation:
-    """beta-TCVAE (Chen et al. 2018, eq. 4): the KL in three parts, of which the total correlation is weighed by beta.
+    """beta-TCVAE (Chen et al. 2018, eq. 4): the KL in three parts, with weight beta on the total correlation.
 
     I(z; x) + beta KL(q(z) || prod_d q(z_d)) + sum_d KL(q(z_d) || p(z_d)) - E_q[log p(x|z)], with one draw of z. q(z) is
-    the mean of the batch's posteriors. Chen et al. divide it by the size of the data set, which adds a constant. With
-    beta 1 the parts add up to the ELBO's KL. A prior that ties its latents takes the place of prod_d p(z_d).
+    the mean of the batch's posteriors; Chen et al. divide by the size of the data set, which adds a constant. With
+    beta 1 the parts add up to the KL of the ELBO. A prior that ties its latents replaces prod_d p(z_d).
     """
 
     whole_batch = True
@@ -216,8 +216,9 @@ class TotalCorrelation:
 class MMD:
     """InfoVAE (Zhao et al. 2019, eq. 6): (1 - alpha) KL(q(z|x) || p(z)) + mmd MMD(q(z), p(z)) - E_q[log p(x|z)].
 
-    `mmd` is the paper's alpha + lambda - 1. The squared maximum mean discrepancy compares a draw of z for each image
-    with as many draws of the prior, without bias, under the kernel exp(-|z - z'|^2 / (2 D)).
+    `mmd` is the paper's alpha + lambda - 1. The unbiased squared maximum mean discrepancy compares one draw of z per
+    image with as many draws from the prior, under the kernel exp(-|z - z'|^2 / (2 D)). The authors' code has another
+    kernel, exp(-|z - z'|^2 / D^2), so their weights do not carry over.
     """
 
     whole_batch = True
@@ -240,9 +241,9 @@ class MMD:
 
 
 def squared_mmd(a: Tensor, b: Tensor) -> Tensor:
-    """(): squared maximum mean discrepancy of a (N, D) and b (N, D), unbiased, so that it may be below 0.
+    """(): unbiased squared maximum mean discrepancy of a (N, D) and b (N, D), which may be negative; 0 for N = 1.
 
-    Gretton et al. 2012, eq. 3. One image alone has no other to be compared with: 0.
+    Gretton et al. 2012, eq. 3.
     """
     n, dim = a.shape
     if n == 1:

@@ -1,7 +1,7 @@
-"""q(z|x): what the encoder puts out -> a distribution over z, batch shape (B, D) or batch (B,) and event (D,).
+"""Posteriors q(z|x): the encoder's output -> a distribution over z, batch shape (B, D), or (B,) with event (D,).
 
-A posterior says how many numbers (`features`) it takes from the encoder. Of its distribution the project asks
-`rsample((K,))` -> z (K, B, D), `log_prob(z)` in nats as in `vae/priors.py`, and `mean` (B, D).
+A posterior states how many numbers (`features`) it takes from the encoder. Its distribution needs `rsample((K,))` ->
+z (K, B, D), `log_prob(z)` in nats as in `vae/priors.py`, and `mean` (B, D).
 """
 
 import math
@@ -20,7 +20,7 @@ MOST_LATENTS = 256  # of Full: with 1,000 the encoder would put out half a milli
 
 
 class Posterior(nn.Module):
-    """The base of all posteriors; the VAE hands in `latent_dim` D."""
+    """Base of all posteriors; the VAE provides `latent_dim` D."""
 
     gaussian = True
     independent = False  # whether the density is a product over latents
@@ -34,7 +34,7 @@ class Posterior(nn.Module):
 
 
 class Diagonal(Posterior):
-    """N(mu, diag(sigma^2)); the encoder gives mu and log sigma^2 (Kingma and Welling 2014)."""
+    """N(mu, diag(sigma^2)); the encoder outputs mu and log sigma^2 (Kingma and Welling 2014)."""
 
     independent = True
 
@@ -49,8 +49,8 @@ class Diagonal(Posterior):
 class Full(Posterior):
     """N(mu, L L') with L = diag(sigma) (I + M / sqrt(D)), M strictly lower triangular.
 
-    The encoder gives mu, log sigma^2 and M. The factor lets it start near a diagonal Gaussian: D (D - 1) / 2 random
-    numbers would cost tens of nats at first.
+    The encoder outputs mu, log sigma^2 and M. Dividing by sqrt(D) lets it start near a diagonal Gaussian; D (D - 1) / 2
+    random numbers would cost tens of nats at first.
     """
 
     @classmethod
@@ -76,8 +76,8 @@ class Full(Posterior):
 class IAF(Posterior):
     """A diagonal Gaussian pushed through `layers` inverse autoregressive flows (Kingma et al. 2016, eq. 10 to 14).
 
-    Beside mu and log sigma^2 the encoder gives a context of `hidden` numbers, which every flow's net of `hidden` units
-    sees. Densities of its own draws cost nothing more; those of other z take D passes.
+    The encoder outputs mu, log sigma^2 and a context of `hidden` numbers, an input of every flow's net of `hidden`
+    units. The density of its own draws is free; that of other z takes D passes.
     """
 
     gaussian = False

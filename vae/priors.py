@@ -1,8 +1,8 @@
-"""p(z): what turns a VAE into a generator, learned or not.
+"""Priors p(z), fixed or learned.
 
-A prior is a module; called with the encoder x (N, C, H, W) -> q(z|x), it returns a distribution over z. Of that
-distribution the project asks `sample(shape)` and `log_prob(z)` for z (..., D), in nats: of shape (..., D) where the
-latents are independent (event shape ()), else (...) (event shape (D,)). `distributions.log_density` takes either.
+A prior is a module; called with the encoder x (N, C, H, W) -> q(z|x), it returns a distribution over z with
+`sample(shape)` and `log_prob(z)` in nats for z (..., D): of shape (..., D) if the latents are independent (event shape
+()), else (...) (event shape (D,)). `distributions.log_density` handles both.
 """
 
 from collections.abc import Callable
@@ -22,13 +22,13 @@ Encode = Callable[[Tensor], Distribution]
 
 
 class Prior(nn.Module):
-    """The base of all priors; the VAE hands in `latent_dim` D and `image_shape` (C, H, W)."""
+    """Base of all priors; the VAE provides `latent_dim` D and `image_shape` (C, H, W)."""
 
     independent = False  # whether the density is a product over latents
 
     def __init__(self, latent_dim: int, image_shape: Shape) -> None:
         super().__init__()
-        self.noise_per_draw = latent_dim  # standard normal numbers that one draw is made of
+        self.noise_per_draw = latent_dim  # standard normal numbers needed for one draw
 
     def forward(self, encode: Encode) -> Distribution:
         raise TypeError(f"{type(self).__name__} is the base of the priors: choose one of them")

@@ -2,8 +2,8 @@
 
 Wu, Burda, Salakhutdinov and Grosse 2017. A chain of Hamiltonian transitions leads from the prior p(z) to the posterior
 p(z|x) through p(z) p(x|z)^t, t from 0 to 1. Forward chains bound log p(x) from below in expectation. Backward chains,
-which start at the z that an image was made of and so at an exact posterior draw, bound it from above. Step sizes follow
-the share of accepted trajectories, as in their code; so the bounds hold but for what one chain adds to that share.
+which start at the z that generated an image, an exact draw from its posterior, bound it from above. As in the authors'
+code step sizes adapt to the acceptance rate, so the bounds are exact up to one chain's influence on that rate.
 """
 
 import sys
@@ -23,12 +23,12 @@ from vae.pixels import as_floats
 CHAINS = 16  # for each image
 BATCH = 100  # images at once
 LEAPFROGS = 10  # steps of a trajectory
-ACCEPTED = 0.65  # share of trajectories that the step sizes are moved towards
+ACCEPTED = 0.65  # acceptance rate that the step sizes aim at
 ADAPTATION = 1.02
 
 
 class Annealer:
-    """CHAINS chains for each image, over `steps` temperatures; all chains of an image share its step size."""
+    """CHAINS chains per image, over `steps` temperatures; the chains of an image share a step size."""
 
     def __init__(self, vae: VAE, steps: int) -> None:
         self.vae, self.steps = vae, steps
@@ -36,7 +36,7 @@ class Annealer:
             self.prior = vae.prior  # once: a VampPrior encodes its pseudo-inputs
 
     def temperatures(self) -> Tensor:
-        """(steps + 1,) from 0 to 1, closest at both ends: a scaled sigmoid from -4 to 4."""
+        """(steps + 1,) from 0 to 1, densest at both ends: a scaled sigmoid from -4 to 4."""
         t = torch.linspace(-4, 4, self.steps + 1, dtype=torch.float64).sigmoid()
         return (t - t[0]) / (t[-1] - t[0])
 
@@ -86,29 +86,29 @@ class Annealer:
 
 
 def annealed_metrics(vae: VAE, images: Tensor, steps: int, count: int, seed: int, samples: int) -> Metrics:
-    """The NLL of the first `count` images (N, C, H, W) by annealing, and what brackets it.
+    """Annealed NLL of the first `count` images (N, C, H, W), and a bracket of log p(x), in nats per image.
 
     `annealing/nll_importance` is the importance-weighted NLL of the same images. `annealing/lower` and `upper` bound
-    log p(x) of as many images drawn from the model, and `annealing/gap` is their mean difference. The draws are a
-    function of the seed, the device and the number of threads.
+    log p(x) of as many images drawn from the model, and `annealing/gap` is their mean difference. The draws depend on
+    the seed, the device and the number of threads.
     """
     if not vae.likelihood.normalised or not steps:
         return {}
     device = vae.prior_loc.device
-    annealer, found = Annealer(vae, steps), {"nll": [], "lower": [], "upper": []}  # type: ignore[var-annotated]
+    annealer, parts = Annealer(vae, steps), {"nll": [], "lower": [], "upper": []}  # type: ignore[var-annotated]
     hidden = not sys.stderr.isatty()
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive(seed, "annealing"))
         for part in tqdm(images[:count].split(BATCH), "annealing", None, False, disable=hidden):
             x = as_floats(part.to(device)).to(vae.prior_loc)
-            found["nll"].append(-annealer.forward_bound(x))
+            parts["nll"].append(-annealer.forward_bound(x))
             with torch.no_grad():
                 z = annealer.prior.sample(torch.Size((len(x),)))
                 own = vae.sample(z, x="sample")
-            found["lower"].append(annealer.forward_bound(own))
-            found["upper"].append(annealer.backward_bound(own, z))
-    values = {name: torch.cat(parts) for name, parts in found.items()}
+            parts["lower"].append(annealer.forward_bound(own))
+            parts["upper"].append(annealer.backward_bound(own, z))
+    values = {name: torch.cat(each) for name, each in parts.items()}
     values["gap"] = values["upper"] - values["lower"]
     if samples:
         values["nll_importance"] = -bounds(vae, images[:count], samples, seed).log_px

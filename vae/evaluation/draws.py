@@ -1,4 +1,4 @@
-"""Latents to decode: draws from the prior or the aggregate posterior, ways between two points; and their images."""
+"""Latents from the prior, the aggregate posterior, traversals and interpolations; and their images."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -32,9 +32,10 @@ def chunks(vae: VAE, images: Tensor | Images, size: int) -> Iterator[tuple[Tenso
 
 @torch.inference_mode()
 def prior_latents(vae: VAE, count: int, seed: int, temperature: float = 1.0) -> Tensor:
-    """z (N, D) on the CPU; the first are the same for every `count`. A `temperature` below 1 draws them to the mean.
+    """z (N, D) on the CPU, a function of the seed; a larger `count` only appends. A `temperature` below 1 shrinks them
+    towards the prior's mean.
 
-    Raises InputError for a temperature where the prior's mean is not known.
+    Raises InputError for a temperature if the prior has no mean in closed form.
     """
     generator = np.random.default_rng(derive(seed, "generated"))
     noise = generator.standard_normal((count, vae.noise_per_draw), dtype=np.float32)
@@ -45,7 +46,7 @@ def prior_latents(vae: VAE, count: int, seed: int, temperature: float = 1.0) -> 
         mean = vae.prior.mean.cpu()
     except NotImplementedError as error:
         raise InputError(
-            f"--temperature={temperature:g}: this model's prior has no mean in closed form to draw to; leave it at 1"
+            f"--temperature={temperature:g}: the prior of this model has no mean in closed form; leave it at 1"
         ) from error
     return mean + temperature * (z - mean)
 
@@ -111,9 +112,9 @@ def plane(vae: VAE, right: int, up: int, steps: int) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def posterior_latents(vae: VAE, images: Tensor | Images, count: int, seed: int, temperature: float = 1.0) -> Tensor:
-    """z (N, D) from a Gaussian mixture fitted to the aggregate posterior, one draw from q(z|x) of each image.
+    """z (N, D) from a Gaussian mixture fitted to the aggregate posterior: one draw from q(z|x) per image.
 
-    A `temperature` below 1 draws each to the mean of its component.
+    A `temperature` below 1 shrinks each towards the mean of its component.
     """
     from sklearn.mixture import GaussianMixture
 
@@ -131,9 +132,9 @@ def posterior_latents(vae: VAE, images: Tensor | Images, count: int, seed: int, 
 
 @torch.inference_mode()
 def decode(vae: VAE, z: Tensor, x: str = "mean", seed: int = 0, labels: Labels = None, bar: bool = False) -> Tensor:
-    """Images (N, C, H, W) in [0, 1] on the CPU of latents (N, D); `x` is `mean` or `sample` of p(x|z).
+    """Images (N, C, H, W) in [0, 1] on the CPU from latents (N, D); `x` is `mean` or `sample` of p(x|z).
 
-    A conditional model takes one class for all, or `labels` that are repeated until there are as many as images.
+    A conditional model takes one class for all images, or `labels`, repeated as often as needed.
     """
     purpose = derive(seed, "generated x")
     parts = tqdm(
@@ -151,7 +152,7 @@ def decode(vae: VAE, z: Tensor, x: str = "mean", seed: int = 0, labels: Labels =
 
 
 def classes_in_turn(vae: VAE, label: int | None = None) -> Tensor | None:
-    """Labels for `decode`: all classes of a conditional model, or the one of them that was asked for."""
+    """Labels for `decode`: all classes of a conditional model, or only `label`."""
     if label is not None:
         return torch.tensor([label])
     return torch.arange(vae.classes) if vae.classes else None
@@ -168,15 +169,15 @@ def reconstruct(vae: VAE, images: Tensor | Images, z: str = "mean", x: str = "me
 
 
 def linear(a: Tensor, b: Tensor, steps: int) -> Tensor:
-    """(D,), (D,) -> (steps, D), both ends among them."""
+    """(D,), (D,) -> (steps, D), both ends included."""
     t = torch.linspace(0, 1, steps).unsqueeze(1)
     return (1 - t) * a + t * b
 
 
 def spherical(a: Tensor, b: Tensor, steps: int) -> Tensor:
-    """The great circle in direction, with lengths in between (Shoemake 1985): (D,), (D,) -> (steps, D).
+    """Great circle in direction, linear in length (Shoemake 1985): (D,), (D,) -> (steps, D).
 
-    Draws of a Gaussian prior of many dimensions lie near a sphere, through whose middle the straight line passes.
+    Draws from a Gaussian prior with many dimensions lie near a sphere; a straight line would pass through its middle.
     """
     lengths = torch.linspace(0, 1, steps).unsqueeze(1)
     angle = torch.acos((a @ b / (a.norm() * b.norm()).clamp(min=1e-12)).clamp(-1, 1))
@@ -200,8 +201,8 @@ def encode(vae: VAE, images: Tensor | Images) -> dict[str, np.ndarray]:
             spreads.append(q.stddev.cpu())
         except NotImplementedError:
             continue
-    found = {"mean": torch.cat(means).numpy()}
-    return found | ({"stddev": torch.cat(spreads).numpy()} if spreads else {})
+    statistics = {"mean": torch.cat(means).numpy()}
+    return statistics | ({"stddev": torch.cat(spreads).numpy()} if spreads else {})
 
 
 def encodable(vae: VAE) -> str:
@@ -210,7 +211,7 @@ def encodable(vae: VAE) -> str:
 
 
 def use_of_latents(vae: VAE, seed: int = 0, label: int | None = None) -> Tensor:
-    """(D,): how much the posterior mean of each latent moves over the model's own samples. Takes no data."""
+    """(D,): variance of the posterior mean of each latent over samples from the model; needs no data."""
     labels = classes_in_turn(vae, label)
     images = decode(vae, prior_latents(vae, 1000, seed), encodable(vae), labels=labels)
     source = images if labels is None else Images(images, labels.repeat(len(images))[: len(images)])
@@ -218,5 +219,5 @@ def use_of_latents(vae: VAE, seed: int = 0, label: int | None = None) -> Tensor:
 
 
 def square(count: int) -> int:
-    """Columns of a grid of so many images that is about as high as wide."""
+    """Columns of a roughly square grid of `count` images."""
     return math.ceil(math.sqrt(count))

@@ -70,7 +70,7 @@ def per_image(log_prob: Tensor) -> Tensor:
 def true_posterior(vae: VAE, x: Tensor) -> TruePosterior:
     """p(z|x) for x (N, C, H, W) on the model's device.
 
-    The grids are moved and refined until log p(x) is sure to 0.01 nats; `error` says where that was too much to ask.
+    The grids are moved and refined until log p(x) is accurate to 0.01 nats; `error` is larger where that fails.
     Raises ValueError for more than two latents: a grid over three has millions of points.
     """
     if vae.latent_dim not in POINTS:
@@ -81,37 +81,37 @@ def true_posterior(vae: VAE, x: Tensor) -> TruePosterior:
     low = torch.minimum(prior.amin(0), (q.mean - spread).amin(0)).expand_as(q.mean)  # (N, D)
     high = torch.maximum(prior.amax(0), (q.mean + spread).amax(0)).expand_as(q.mean)
     points, most = POINTS[vae.latent_dim]
-    found = _quadrature(vae, x, low[:1], high[:1], points)  # one grid for all: the decoder sees each point once
+    true = _quadrature(vae, x, low[:1], high[:1], points)  # one grid for all: the decoder sees each point once
     for _ in range(ROUNDS):
-        low, high = _where_it_counts(found, q.mean - spread, q.mean + spread)
-        found = _quadrature(vae, x, low, high, points)
-        if found.error.max() > TOLERANCE and points < most:
+        low, high = _where_it_counts(true, q.mean - spread, q.mean + spread)
+        true = _quadrature(vae, x, low, high, points)
+        if true.error.max() > TOLERANCE and points < most:
             points = 2 * points - 1
-        elif not _reaches_border(found):
+        elif not _reaches_border(true):
             break
-    return found
+    return true
 
 
-def _reaches_border(found: TruePosterior) -> bool:
+def _reaches_border(true: TruePosterior) -> bool:
     """Whether a point that counts lies at the border of its grid, so that more may lie beyond."""
-    counts = _counts(found)
+    counts = _counts(true)
     latents = range(1, counts.dim())
     return any(bool(counts.select(latent, at).any()) for latent in latents for at in (0, -1))
 
 
-def _counts(found: TruePosterior) -> Tensor:
-    """Which points (N, n[, n]) may matter to the integral."""
-    peak = found.log_joint.flatten(1).amax(1).view(-1, *[1] * (found.log_joint.dim() - 1))
-    return found.log_joint > peak - REACH
+def _counts(true: TruePosterior) -> Tensor:
+    """Whether points (N, n[, n]) may matter to the integral."""
+    peak = true.log_joint.flatten(1).amax(1).view(-1, *[1] * (true.log_joint.dim() - 1))
+    return true.log_joint > peak - REACH
 
 
-def _where_it_counts(found: TruePosterior, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The box (N, D), (N, D) of points that count and of q's own; wider by a quarter where it touches the border."""
-    latents, counts = found.axes.shape[1], _counts(found)
+def _where_it_counts(true: TruePosterior, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Corners (N, D) of the box of points that count, and of q; a quarter wider where it touches the border."""
+    latents, counts = true.axes.shape[1], _counts(true)
     lows, highs = [], []
     for latent in range(latents):
         along = counts if latents == 1 else counts.any(2 - latent)  # (N, n)
-        axis = found.axes[:, latent]
+        axis = true.axes[:, latent]
         step, quarter = axis[:, 1] - axis[:, 0], (axis[:, -1] - axis[:, 0]) / 4
         first, last = torch.where(along, axis, torch.inf).amin(1), torch.where(along, axis, -torch.inf).amax(1)
         lows.append(first - torch.where(along[:, 0], quarter, step))
@@ -121,7 +121,7 @@ def _where_it_counts(found: TruePosterior, low: Tensor, high: Tensor) -> tuple[T
 
 
 def _quadrature(vae: VAE, x: Tensor, low: Tensor, high: Tensor, points: int) -> TruePosterior:
-    """The trapezoid rule, which for smooth densities that die out within the box errs far less than its step."""
+    """Trapezoid rule, which converges exponentially for smooth densities that vanish at the border of the box."""
     steps = torch.linspace(0, 1, points, dtype=torch.float64, device="cpu")
     low, high = low.cpu().double(), high.cpu().double()
     grid = TruePosterior(low[..., None] + (high - low)[..., None] * steps, *[torch.empty(0)] * 3)
@@ -139,22 +139,22 @@ def _quadrature(vae: VAE, x: Tensor, low: Tensor, high: Tensor, points: int) -> 
 
 
 def best_gaussian(true: TruePosterior, start: Normal) -> Normal:
-    """q* = N(mu, diag sigma^2), the one of the largest ELBO for each image: batch (N, D).
+    """q* = N(mu, diag sigma^2), which maximises the ELBO of each image: batch (N, D).
 
-    The best of three searches by gradients: from the encoder's q, from the true posterior's moments, from its mode.
+    The best of three gradient searches, which start at the encoder's q, the true posterior's moments and its mode.
     """
     own = start.mean.cpu().double(), start.stddev.cpu().double()
     starts = [own, _moments(true), (_mode(true), own[1])]
-    found = [Normal(*_search(true, mean, sigma)) for mean, sigma in starts]
-    best = torch.stack([true.elbo(true.on_grid(q)) for q in found]).argmax(0)  # (N,)
+    candidates = [Normal(*_search(true, mean, sigma)) for mean, sigma in starts]
+    best = torch.stack([true.elbo(true.on_grid(q)) for q in candidates]).argmax(0)  # (N,)
     images = torch.arange(len(best))
-    means, deviations = torch.stack([q.mean for q in found]), torch.stack([q.stddev for q in found])
+    means, deviations = torch.stack([q.mean for q in candidates]), torch.stack([q.stddev for q in candidates])
     return Normal(means[best, images], deviations[best, images])
 
 
 @torch.enable_grad()
 def _search(true: TruePosterior, mean: Tensor, sigma: Tensor, steps: int = 300) -> tuple[Tensor, Tensor]:
-    """The Gaussian's mean and standard deviation (N, D) after as many steps uphill."""
+    """Mean and standard deviation (N, D) of the Gaussian after that many steps."""
     finest = true.axes[..., 1] - true.axes[..., 0]  # a narrower Gaussian would hide between two points
     shift = torch.zeros_like(mean).requires_grad_()
     growth = torch.zeros_like(mean).requires_grad_()
@@ -162,15 +162,15 @@ def _search(true: TruePosterior, mean: Tensor, sigma: Tensor, steps: int = 300) 
     fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         optimizer.zero_grad()
-        there, width = mean + sigma * shift, torch.maximum(sigma * growth.exp(), finest)
-        (-_gaussian_elbo(true, there, width).sum()).backward()
+        moved, width = mean + sigma * shift, torch.maximum(sigma * growth.exp(), finest)
+        (-_gaussian_elbo(true, moved, width).sum()).backward()
         optimizer.step()
         fall.step()
     return (mean + sigma * shift).detach(), torch.maximum(sigma * growth.exp(), finest).detach()
 
 
 def _mode(true: TruePosterior) -> Tensor:
-    """(N, D): the grid's point of the largest density."""
+    """(N, D): the grid point with the highest density."""
     at = true.log_joint.flatten(1).argmax(1)  # (N,)
     return true.points.transpose(0, 1)[torch.arange(len(at)), at]
 
@@ -218,7 +218,7 @@ class Gaps:
 
 
 class Inference(NamedTuple):
-    """What is said of one image's z: batches of one."""
+    """The posterior of one image, and two approximations of it: batches of one."""
 
     true: TruePosterior
     q: Distribution
@@ -227,14 +227,14 @@ class Inference(NamedTuple):
 
 @torch.no_grad()
 def inference_gaps(vae: VAE, x: Tensor) -> tuple[list[Inference], Gaps]:
-    """For x (N, C, H, W): of each image the true posterior, the encoder's q, the best diagonal Gaussian; the gaps.
+    """Posteriors and gaps for images x (N, C, H, W).
 
-    An encoder whose q is no such Gaussian may stand above the best of them: its amortisation is then below 0.
+    The amortisation gap may be negative for an encoder whose q is no diagonal Gaussian, since it may beat the best one.
     """
-    found = []
-    for one in x.split(1):  # alone, so that a difficult image refines no other's grid
-        true, q = true_posterior(vae, one), vae.encode(one)
-        found.append(Inference(true, q, best_gaussian(true, Normal(q.mean, q.stddev))))
-    elbo = torch.cat([each.true.elbo(each.true.on_grid(each.q)) for each in found])
-    best_elbo = torch.cat([each.true.elbo(each.true.on_grid(each.best)) for each in found])
-    return found, Gaps(torch.cat([each.true.log_px for each in found]), elbo, best_elbo)
+    inferences = []
+    for image in x.split(1):  # alone, so that a difficult image refines no other's grid
+        true, q = true_posterior(vae, image), vae.encode(image)
+        inferences.append(Inference(true, q, best_gaussian(true, Normal(q.mean, q.stddev))))
+    elbo = torch.cat([each.true.elbo(each.true.on_grid(each.q)) for each in inferences])
+    best_elbo = torch.cat([each.true.elbo(each.true.on_grid(each.best)) for each in inferences])
+    return inferences, Gaps(torch.cat([each.true.log_px for each in inferences]), elbo, best_elbo)
