@@ -94,7 +94,7 @@ def test_table_returns_the_monitored_figure_and_names_the_places(run: Path, caps
     found = metrics(run)
     assert show_result(opened(run)) == found["dev/loss"]
     out = capsys.readouterr().out
-    headline = f"digits, grey levels: dev/loss {written(found, 'dev/loss')} in epoch 1 of 1"
+    headline = f"Digits, grey levels: dev/loss {written(found, 'dev/loss')} in epoch 1 of 1"
     assert headline in " ".join(out.split())
     value, error = found["test/reconstruction"], found["test/reconstruction_error"]
     shown, _, spread = written(found, "test/reconstruction").partition(" ± ")
@@ -135,7 +135,7 @@ GOOD = {
         ({"dev/kl": 0.01}, "objective/beta=linear"),
         ({"steps": 60}, "trainer.max_epochs"),
         ({"best_epoch": 70}, "trainer.max_epochs=140"),
-        ({"train_eval/loss": 30.0}, "callbacks.early_stopping"),
+        ({"train_eval/loss": 30.0, "dev/loss_error": 1.0}, "callbacks.early_stopping"),
         ({"samples/class_entropy_convnet-1": 0.2}, "prior=flow"),
         ({"test/nll_ess": 2.8, "test/nll_samples": 500}, "vae evaluate RUN samples=5000"),
     ],
@@ -143,6 +143,7 @@ GOOD = {
 def test_what_to_know_before_the_numbers_names_the_key_to_change(metrics: dict[str, float], key: str) -> None:
     plain = settings_of("data=digits").plain
     assert warnings(GOOD, plain) == []
+    assert warnings(GOOD | {"train_eval/loss": 30.0, "dev/loss_error": 2.0}, plain) == []  # within the noise of dev
     (line,) = warnings(GOOD | metrics, plain)
     assert key in line
     assert all(f"{value:g}" in line for name, value in metrics.items() if name.startswith("test/nll"))

@@ -173,7 +173,7 @@ def test_a_sweep_tells_of_each_job_and_draws_on_demand(sweep: Path) -> None:
     assert sum(line.startswith("epoch 1 of 1  train/loss") for line in lines) == 4
     told = [line for line in lines if re.match(f"({'|'.join(RUNS)}): dev/loss .* in epoch 1 of 1", line)]
     assert len(told) == 4
-    assert (sweep / "comparison" / "comparison.md").read_text().count("| mlp") == 2
+    assert (sweep / "comparison" / "comparison.md").read_text().count("| mlp | 1 |") == 2
     assert "left, about" in told[0]
     assert "left" not in told[-1]
 

@@ -122,6 +122,7 @@ def warnings(metrics: dict[str, Any], plain: Plain) -> list[str]:
     active, latents, epochs = metrics.get("test/active_units"), plain["latent_dim"], metrics["epochs"]
     kl, steps, ess = (metrics.get(name, math.inf) for name in ("dev/kl", "steps", "test/nll_ess"))
     train, dev = (metrics.get(name, math.nan) for name in ("train_eval/loss", "dev/loss"))
+    noise = 2 * HALF_INTERVAL * metrics.get("dev/loss_error", 0.0)
     entropy = next((metrics[name] for name in metrics if name.startswith("samples/class_entropy")), math.inf)
     lines = {
         COLLAPSED: active == 0,
@@ -136,7 +137,7 @@ def warnings(metrics: dict[str, Any], plain: Plain) -> list[str]:
             metrics["best_epoch"] == epochs and not metrics["stopped_early"]
         ),
         "dev loss is far above the training loss (dropout off): overfitting; try dropout=0.3, a smaller network or "
-        "callbacks.early_stopping=10": dev - train > OVERFITTED * abs(dev),
+        "callbacks.early_stopping=10": dev - train > max(OVERFITTED * abs(dev), noise),
         f"samples are nearly all of one class (entropy {entropy:.2g} nats); train longer, or try prior=flow": (
             entropy < LITTLE_ENTROPY
         ),
