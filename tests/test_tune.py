@@ -16,26 +16,30 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import yaml
 from conftest import ROOT, process
 
 from vae.errors import InputError
+from vae.run.compose import compose
 from vae.run.keys import CONF
-from vae.run.space import Lowest, read_search
+from vae.run.search_space import check_edges, edges, read_search
 
 optuna = pytest.importorskip("optuna")
 
+from vae.commands import cli  # noqa: E402
 from vae.commands import tune as verb  # noqa: E402
 from vae.run import tune as tuning  # noqa: E402
 
 SPACE: dict[str, Any] = {
     "minimize": "dev/loss",
     "space": {
-        "latent_dim": {"int": [2, 6]},
-        "model.encoder.hidden": {"choice": [[5], [7, 6], [9]], "also": ["model.decoder.hidden"]},
-        "optimizer.lr": {"float": [0.0001, 0.01], "log": True},
+        "latent_dim": "int(interval(2, 6))",
+        "model.encoder.hidden": "choice([5], [7,6], [9])",
+        "model.decoder.hidden": "${model.encoder.hidden}",
+        "optimizer.lr": "tag(log, interval(0.0001, 0.01))",
     },
 }
 FEW = (
@@ -58,46 +62,62 @@ def space(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in Path(CONF, "tune").glob("*.yaml")))
-def test_every_space_of_ours_begins_with_a_configuration_that_is_accepted(name: str) -> None:
-    search = read_search(name)
-    tuning.settings_of(search.suggest(Lowest()))  # type: ignore[arg-type]  # as much of a trial as it needs
+def test_every_space_of_ours_holds_only_values_that_runs_take(name: str) -> None:
+    check_edges(read_search(name), ["data=digits"])
 
 
-def test_a_value_goes_to_the_keys_that_share_it_and_a_condition_holds(tmp_path: Path) -> None:
-    stride = {"int": [1, 3], "when": {"model": "conv"}}
-    conditional = {"model": {"choice": ["mlp", "conv"]}, "model.encoder.stride": stride}
-    search = read_search(write(tmp_path / "s.yaml", {"space": {**conditional, **SPACE["space"]}}))
+def test_a_value_goes_to_the_keys_that_share_it_and_an_option_opens_its_space(tmp_path: Path) -> None:
+    options = {"model": {"mlp": None, "conv": {"model.encoder.stride": "range(1, 3)"}}}
+    search = read_search(write(tmp_path / "s.yaml", {"space": {**options, **SPACE["space"], "dropout": 0.1}}))
     trial = optuna.trial.FixedTrial
-    values = {"latent_dim": 3, "model.encoder.hidden": "[7,6]", "optimizer.lr": 0.002, "model.encoder.stride": 2}
+    values = {"latent_dim": 3, "model.encoder.hidden": "[7,6]", "optimizer.lr": 0.002, "model.encoder.stride": "2"}
     conv = search.suggest(trial({"model": "conv", **values}))
-    assert {"model=conv", "model.encoder.stride=2", "optimizer.lr=0.002"} < set(conv)
-    assert {"model.encoder.hidden=[7,6]", "model.decoder.hidden=[7,6]"} < set(conv)
-    assert not [one for one in search.suggest(trial({"model": "mlp", **values})) if "stride" in one]
+    assert {"model=conv", "model.encoder.stride=2", "optimizer.lr=0.002", "latent_dim=3", "dropout=0.1"} < set(conv)
+    assert compose(["data=digits", *conv[2:]]).plain["model"]["decoder"]["hidden"] == [7, 6]
+    assert not [override for override in search.suggest(trial({"model": "mlp", **values})) if "stride" in override]
+    assert search.keys() == {"model", "model.encoder.stride", *SPACE["space"], "dropout"}
+
+
+def test_the_edges_of_a_space_have_each_value_once(tmp_path: Path) -> None:
+    options = {"model": {"mlp": None, "conv": {"model.encoder.stride": "choice(1, 2)"}}, "dropout": "interval(0, 0.5)"}
+    search = read_search(write(tmp_path / "s.yaml", {"space": options}))
+    assert [" ".join(edge) for edge in edges(search)] == [
+        "model=mlp dropout=0.0",
+        "model=conv model.encoder.stride=1 dropout=0.0",
+        "model=mlp dropout=0.5",
+        "model=conv model.encoder.stride=2 dropout=0.0",
+    ]
+
+
+def test_a_logarithmic_interval_is_searched_on_a_logarithmic_scale(space: str) -> None:
+    study = optuna.create_study()
+    trial = study.ask()
+    read_search(space).suggest(trial)
+    assert trial.distributions["optimizer.lr"] == optuna.distributions.FloatDistribution(0.0001, 0.01, log=True)
+    assert trial.distributions["latent_dim"] == optuna.distributions.IntDistribution(2, 6)
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "no space": ({"minimize": "dev/loss"}, "has no `space`"),
-    "an unknown entry": ({**SPACE, "sampler": "x"}, "sampler: there is no such entry"),
-    "an unknown key": ({"space": {"latent_dimm": {"int": [1, 2]}}}, "did you mean latent_dim"),
-    "a value that no run takes": ({"space": {"latent_dim": {"int": [0, 2]}}}, "latent_dim=0: must be an integer"),
-    "an end too few": ({"space": {"latent_dim": {"int": [2]}}}, "must be two whole numbers"),
-    "ends the wrong way round": ({"space": {"dropout": {"float": [0.5, 0.1]}}}, "low must be below high"),
-    "a log scale from 0": ({"space": {"dropout": {"float": [0, 0.1], "log": True}}}, "above 0 on a log scale"),
-    "two kinds": ({"space": {"dropout": {"float": [0, 0.1], "int": [0, 1]}}}, "needs one of float, int, choice"),
-    "a misspelt entry": ({"space": {"dropout": {"float": [0, 0.1], "logg": True}}}, "logg: there is no such entry"),
-    "a condition on what comes later": (
-        {"space": {"dropout": {"float": [0, 0.1], "when": {"model": "mlp"}}, "model": {"choice": ["mlp"]}}}, "move it",
-    ),
+    "an unknown entry": ({**SPACE, "sampler": "x"}, "sampler: unknown entry"),
+    "an unknown key": ({"space": {"latent_dimm": "int(interval(1, 2))"}}, "did you mean latent_dim"),
+    "a value that no run takes": ({"space": {"latent_dim": "int(interval(0, 2))"}}, "latent_dim=0: must be"),
+    "a last value that no run takes": ({"space": {"dropout": "interval(0.1, 1.5)"}}, "dropout=1.5: must be"),
+    "a choice that no run takes": ({"space": {"latent_dim": "choice(2, -1)"}}, "latent_dim=-1: must be"),
+    "an end too few": ({"space": {"latent_dim": "interval(2)"}}, "cannot be read"),
+    "ends the wrong way round": ({"space": {"dropout": "interval(0.5, 0.1)"}}, "low must be below high"),
+    "a log scale from 0": ({"space": {"dropout": "tag(log, interval(0, 0.1))"}}, "above 0 on a log scale"),
     "pruning by two": ({**SPACE, "minimize": ["dev/loss", "dev/kl"], "prune": True}, "only one objective"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_space_that_cannot_be_is_refused(case: str, tmp_path: Path) -> None:
+def test_a_space_that_cannot_be_searched_is_refused(case: str, tmp_path: Path) -> None:
     plain, words = REFUSED[case]
     with pytest.raises(InputError, match=re.escape(words)) as error:
-        read_search(write(tmp_path / "s.yaml", plain))
+        verb.tune(write(tmp_path / "s.yaml", plain), [f"run_dir={tmp_path / 'study'}"], 3)
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "study").exists()
 
 
 def test_bad_commands_are_refused_before_anything_is_written(space: str, tmp_path: Path) -> None:
@@ -108,13 +128,29 @@ def test_bad_commands_are_refused_before_anything_is_written(space: str, tmp_pat
         (space, ["model.decoder.hidden=[3]"], "model.decoder.hidden is what is searched"),
         (space, ["data=digit"], "there is no such option"),
         (space, ["dropout=2"], "dropout=2: must be"),
-        (space, ["fast"], "is no key=value"),
+        (space, ["fast"], "is not key=value"),
+        (space, ["run_dir=/dev/null/study"], "run_dir=/dev/null/study: /dev/null is not a folder"),
     ]:
         with pytest.raises(InputError, match=re.escape(words)):
-            verb.tune(name, [*given, place], 3)
-    with pytest.raises(InputError, match="cannot be opened"):
-        verb.tune(space, [*FEW, place], 3, storage="nosuch://here")
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["mine.yaml"]
+            verb.tune(name, [place, *given], 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+@pytest.mark.parametrize("password", ["hush-hush", "p@ss/w0rd:x", "p%40ss%2Fhush"])
+@pytest.mark.parametrize("url", ["nosuch://me:{}@here/db", "postgresql+psycopg://me:{}@127.0.0.1:1/db"])
+def test_the_password_of_a_storage_is_never_shown(
+    space: str, tmp_path: Path, url: str, password: str, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    arguments = ["tune", space, *FEW, f"run_dir={tmp_path / 's'}", "--storage", url.format(password)]
+    monkeypatch.setattr(sys, "argv", ["vae", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    out, err = capfd.readouterr()
+    assert end.value.code == 2
+    assert "cannot be opened" in err
+    assert "me:***@" in err
+    pieces = [piece for piece in re.split("[@/:]", unquote(password)) if len(piece) > 2]
+    assert not [piece for piece in [password, *pieces] if piece in out + err]
 
 
 # --- a study in this process ------------------------------------------------------------------------------------------
@@ -189,6 +225,27 @@ def test_a_configuration_that_kills_its_workers_is_given_up(space: str, tmp_path
         assert tuning.next_trial(asked, study, "gone") is not None
     assert tuning.next_trial(asked, study, "gone") is None
     assert [one.state.name for one in tuning.counted(study)] == ["FAIL"]
+
+
+@pytest.mark.parametrize("cut", [1, 7, 30])
+def test_a_torn_journal_is_opened_again_without_its_last_line(
+    space: str, tmp_path: Path, trained: list[str], cut: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a worker leaves it that is killed while it writes."""
+    tuning.work(study_of(space, tmp_path / "s", 2))
+    journal = tmp_path / "s" / "journal.log"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[:-cut])
+    lock = tuning.JournalLock(journal)
+    lock.acquire()
+    lock.release()
+    assert f"{journal}: its last line was cut off" in capsys.readouterr().out
+    assert journal.read_bytes() == whole[: whole[:-cut].rfind(b"\n") + 1]
+    study = tuning.work(study_of(space, tmp_path / "s", 4))
+    assert len(tuning.counted(study)) == 4
+    journal.write_bytes(whole + b"{half\n" + whole)
+    with pytest.raises(InputError, match=rf"journal.log: line {len(whole.splitlines()) + 1} cannot be read"):
+        tuning.open_study(study_of(space, tmp_path / "s", 4))
 
 
 def test_a_hopeless_trial_is_pruned_and_a_resumed_one_tells_its_past() -> None:

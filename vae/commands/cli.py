@@ -280,15 +280,16 @@ def compare(
 @app.command(rich_help_panel=TRAIN)
 def reproduce(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUNG|KEY=VALUE]...", help="Rungs, and keys for all their runs.")
+        list[str] | None,
+        typer.Argument(metavar="[RUNG|KEY=VALUE]...", help="Rungs, and keys for all runs."),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every rung.")] = False,
-    listing: Annotated[bool, typer.Option("--list", help="Say what the rungs are.")] = False,
-    budget: Annotated[str | None, typer.Option(help="Train no longer: 90s, 30m, 2h.", show_default="no end")] = None,
-    out: Annotated[str, typer.Option(help="Folder of the runs and of the table.")] = "outputs/reproduce",
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, which share the cores.")] = 1,
+    listing: Annotated[bool, typer.Option("--list", help="List the rungs and what they claim.")] = False,
+    budget: Annotated[str | None, typer.Option(help="Training time: 90s, 30m, 2h.", show_default="no limit")] = None,
+    out: Annotated[str, typer.Option(help="Folder of the runs and the table.")] = "outputs/reproduce",
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at once, which share the cores.")] = 1,
 ) -> None:
-    """Train what published numbers need, and print ours beside them. Given again, it goes on where it was.
+    """Train the models of published numbers and print ours beside them. The same command again continues.
 
     Example: vae reproduce T0 T3 data.root=data --budget 2h --jobs 2
     """

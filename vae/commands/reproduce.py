@@ -281,7 +281,7 @@ def judge_interval(claim: Claim, low: float, high: float) -> str:
         return "better"
     if high < least or low > most:
         return "not reproduced"
-    return "undecided: the interval is not within the range"
+    return "undecided: the interval crosses an end of the range"
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

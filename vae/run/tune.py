@@ -1,10 +1,12 @@
 """The search of `vae tune`: any number of workers share a study in one folder, and none loses a trial.
 
-All workers of a study see its folder: a worker's lock in it dies with the worker, which tells at once that its trial
-is nobody's. Optuna's own heartbeat knows it only after a while, and only under `study.optimize` and in databases.
+A worker holds a lock in that folder, which dies with it: others know at once that its trial is free. Optuna's own
+heartbeat tells so only after a while, and only under `study.optimize` and in databases.
 """
 
+import json
 import logging
+import re
 import time
 import uuid
 from collections import Counter
@@ -13,14 +15,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from filelock import FileLock, Timeout
 
 from vae.errors import InputError, ending, is_known
+from vae.run.compose import compose
 from vae.run.directory import Run
-from vae.run.keys import Settings, show
+from vae.run.keys import show
 from vae.run.process import log_to
-from vae.run.space import Search
+from vae.run.runner import finish
+from vae.run.search_space import Search
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -29,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PAUSE = 1.0  # seconds between two looks at what the other workers do
-LIVES = 5  # of a configuration whose worker dies: it may be what kills it
+LIVES = 5  # of a configuration whose workers die: it may be what kills them
 START = 5  # trials that end before one is pruned
 
 
@@ -38,7 +43,7 @@ class Tuning:
     """A study, as each of its workers knows it."""
 
     search: Search
-    given: list[str]  # the overrides of the command line, the same in every trial
+    overrides: list[str]  # of the command line, the same in every trial
     folder: Path
     total: int
     storage: str | None = None  # an Optuna URL; None: a journal in the folder
@@ -53,12 +58,18 @@ class Tuning:
         return FileLock(self.folder / ".workers" / f"{worker}.lock")
 
 
+# --- where a study is saved -------------------------------------------------------------------------------------------
+
+
 def open_study(tuning: Tuning) -> "Study":
-    """Created or found again; raises InputError where the folder holds another search, or without Optuna."""
+    """Created or found again; raises InputError where the folder holds another search or cannot be written."""
     optuna = import_optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    (tuning.folder / ".workers").mkdir(parents=True, exist_ok=True)
-    asked = {"space": tuning.search.plain, "given": tuning.given}
+    try:
+        (tuning.folder / ".workers").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"run_dir={tuning.folder}: cannot be written ({error.strerror}); choose another") from error
+    settings = {"space": tuning.search.plain, "overrides": tuning.overrides}
     with tuning.lock:
         study = optuna.create_study(
             storage=open_storage(tuning),
@@ -67,13 +78,13 @@ def open_study(tuning: Tuning) -> "Study":
             pruner=optuna.pruners.MedianPruner(n_startup_trials=START) if tuning.search.prune else None,
             load_if_exists=True,
         )
-        saved = study.user_attrs.get("asked")
+        saved = study.user_attrs.get("settings")
         if saved is None:
-            study.set_user_attr("asked", asked)
-        elif saved != asked:
+            study.set_user_attr("settings", settings)
+        elif saved != settings:
             raise InputError(
-                f"run_dir={tuning.folder}: holds another search, of {show(saved['space'])} {' '.join(saved['given'])}; "
-                "give the same space and keys to continue it, or another run_dir"
+                f"run_dir={tuning.folder}: holds another search, of {show(saved['space'])} "
+                f"{' '.join(saved['overrides'])}; give the same space and keys to continue it, or another run_dir"
             )
     return study
 
@@ -91,16 +102,64 @@ def open_storage(tuning: Tuning) -> Any:
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
 
-    if tuning.storage is not None:
-        try:
-            return RDBStorage(tuning.storage)
-        except Exception as error:
-            said = " ".join(str(error).split())[:200]
-            raise InputError(f"--storage {tuning.storage}: cannot be opened ({said}); give an Optuna URL") from error
+    if tuning.storage is None:
+        journal = tuning.folder / "journal.log"
+        journal.touch()
+        lock: Any = JournalLock(journal)
+        check_journal(journal, lock)
+        return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+    try:
+        return RDBStorage(tuning.storage)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        line = f"--storage {tuning.storage}: cannot be opened ({reason}); give an Optuna URL"
+        raise InputError(hide_password(line, tuning.storage)) from None  # the cause has the URL too
 
-    # Optuna's own lock outlives a killed holder by 30 seconds
-    lock: Any = FileLock(tuning.folder / ".journal.lock")
-    return JournalStorage(JournalFileBackend(str(tuning.folder / "journal.log"), lock_obj=lock))
+
+def hide_password(text: str, url: str) -> str:
+    """The text without the password of a database's URL, or parts of it, which drivers repeat."""
+    passwords = re.findall(r"://[^:/@]*:(.*)@", url) + re.findall(r"[?&]\w*pass\w*=([^&]*)", url, re.IGNORECASE)
+    pieces = [piece for password in passwords for piece in re.split("[@:/?]", password) if len(piece) > 2]
+    for secret in sorted({*passwords, *map(unquote, passwords), *pieces}, key=len, reverse=True):
+        text = text.replace(secret, "***") if secret else text
+    return text
+
+
+class JournalLock:
+    """Optuna's lock of a journal, as one that dies with its holder: Optuna's own outlives it by 30 seconds.
+
+    Whoever takes it drops what a worker that was killed half wrote, since nothing could be read after that.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self.journal, self._lock = journal, FileLock(journal.with_name(".journal.lock"))
+
+    def acquire(self) -> bool:
+        self._lock.acquire()
+        with open(self.journal, "rb+") as file:
+            content = file.read()
+            end = content.rfind(b"\n") + 1
+            if end < len(content):
+                file.truncate(end)
+                torn = len(content) - end
+                log.warning("%s: its last line was cut off; these %d bytes were dropped", self.journal, torn)
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def check_journal(journal: Path, lock: JournalLock) -> None:
+    """Drops a torn last line; raises InputError for a line that no Optuna wrote."""
+    lock.acquire()
+    lines = journal.read_bytes().splitlines()
+    lock.release()
+    for number, line in enumerate(lines, 1):
+        try:
+            json.loads(line)
+        except ValueError as error:
+            line_is_damaged = f"{journal}: line {number} cannot be read; restore it or choose another run_dir"
+            raise InputError(line_is_damaged) from error
 
 
 @contextmanager
@@ -130,27 +189,27 @@ def next_trial(tuning: Tuning, study: "Study", worker: str) -> "Trial | None":
     with tuning.lock:
         requeue_orphans(tuning, study)
         trials = study.get_trials(deepcopy=False)
-        waiting = any(one.state == TrialState.WAITING for one in trials)
+        waiting = any(trial.state == TrialState.WAITING for trial in trials)
         if len(counted(study)) >= tuning.total and not waiting:
             return None
-        study.sampler = TPESampler(seed=tuning.seed + len(trials))  # by what is there, whoever asks
+        study.sampler = TPESampler(seed=tuning.seed + len(trials))  # by the trials so far, whoever asks
         trial = study.ask()
         trial.set_user_attr("worker", worker)
-        trial.set_user_attr("overrides", [*tuning.given, *tuning.search.suggest(trial)])
+        trial.set_user_attr("overrides", [*tuning.overrides, *tuning.search.suggest(trial)])
         trial.set_user_attr("folder", trial.user_attrs.get("folder", name_folder(trial.number)))
         return trial
 
 
 def run_again(trials: Sequence["FrozenTrial"]) -> set[int]:
     """The numbers of the trials that killed workers left: they go on under another, and do not count themselves."""
-    return {one.user_attrs["again"] for one in trials if "again" in one.user_attrs}
+    return {trial.user_attrs["again"] for trial in trials if "again" in trial.user_attrs}
 
 
 def counted(study: "Study") -> list["FrozenTrial"]:
     """The study's trials so far, one for each configuration."""
     trials = study.get_trials(deepcopy=False)
     again = run_again(trials)
-    return [one for one in trials if one.state.name != "WAITING" and one.number not in again]
+    return [trial for trial in trials if trial.state.name != "WAITING" and trial.number not in again]
 
 
 def requeue_orphans(tuning: Tuning, study: "Study") -> None:
@@ -162,7 +221,7 @@ def requeue_orphans(tuning: Tuning, study: "Study") -> None:
         if is_alive(tuning, trial.user_attrs.get("worker", "none")):
             continue
         lives = trial.user_attrs.get("lives", LIVES) - 1
-        if lives and trial.number not in again:  # it is there where a worker died between these two steps
+        if lives and trial.number not in again:  # else a worker died between these two steps
             folder = trial.user_attrs.get("folder", name_folder(trial.number))
             study.enqueue_trial(trial.params, user_attrs={"lives": lives, "folder": folder, "again": trial.number})
         study.tell(trial.number, state=TrialState.FAIL)
@@ -179,16 +238,16 @@ def work(tuning: Tuning) -> "Study":
     """Runs trials until the study has its number; returns it when no other worker has one left either."""
     from optuna.trial import TrialState
 
+    log_to(None)
     study = open_study(tuning)
     with as_worker(tuning) as worker:
-        log_to(None)
         while True:
             trial = next_trial(tuning, study, worker)
             if trial is not None:
                 run_trial(tuning, study, trial)
                 log_to(None)  # not to the run's own log any longer
                 log.info(progress(tuning, study))
-            elif any(one.state == TrialState.RUNNING for one in study.get_trials(deepcopy=False)):
+            elif study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 time.sleep(PAUSE)  # another worker may die, and leave its trial to this one
             else:
                 return study
@@ -203,7 +262,7 @@ def run_trial(tuning: Tuning, study: "Study", trial: "Trial") -> None:
     log.info("trial %d: %s", trial.number, " ".join(overrides))
     try:
         folder = tuning.folder / trial.user_attrs["folder"]
-        run = Run(folder, settings_of([*overrides, f"run_dir={folder}"]))
+        run = Run(folder, compose([*overrides, f"run_dir={folder}"]), one_of_many=True)
         study.tell(trial, values_of(train_trial(run, trial, tuning.search), tuning.search))
     except TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
@@ -213,24 +272,15 @@ def run_trial(tuning: Tuning, study: "Study", trial: "Trial") -> None:
         study.tell(trial, state=TrialState.FAIL)
 
 
-def settings_of(overrides: Sequence[str]) -> Settings:
-    """The configuration, checked; raises InputError."""
-    from vae.run.compose import compose
-
-    return compose(overrides)
-
-
 def train_trial(run: Run, trial: "Trial", search: Search) -> dict[str, Any]:
     """The run's metrics; what an earlier worker has done of it is kept. Raises TrialPruned."""
-    from vae.run.process import import_torch_and_lightning
 
-    run.check()
-    if not run.is_finished:
-        import_torch_and_lightning()
-        from vae.run.train import train
+    def callbacks() -> list[Any]:
         from vae.training.pruning import Pruning
 
-        train(run, callbacks=[Pruning(trial, next(iter(search.objectives)))] if search.prune else [])
+        return [Pruning(trial, next(iter(search.objectives)))] if search.prune else []
+
+    finish(run, callbacks=callbacks)
     assert run.metrics is not None
     return run.metrics
 
@@ -245,16 +295,18 @@ def values_of(metrics: dict[str, Any], search: Search) -> list[float]:
 
 def progress(tuning: Tuning, study: "Study") -> str:
     """`12 of 24 trials: 9 finished, 3 pruned; best dev/loss 31.02 in trial_007`."""
-    trials = [one for one in counted(study) if one.state.is_finished()]
+    trials = [trial for trial in counted(study) if trial.state.is_finished()]
     words = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
-    states = Counter(words[one.state.name] for one in trials)
-    said = ", ".join(f"{states[word]} {word}" for word in words.values() if states[word])
+    states = Counter(words[trial.state.name] for trial in trials)
+    counts = ", ".join(f"{states[word]} {word}" for word in words.values() if states[word])
     best = [] if len(tuning.search.objectives) > 1 else best_trials(study)
     name = next(iter(tuning.search.objectives))
     end = f"; best {name} {best[0].value:.6g} in {best[0].user_attrs['folder']}" if best else ""
-    return f"{len(trials)} of {tuning.total} trials: {said}{end}"
+    return f"{len(trials)} of {tuning.total} trials: {counts}{end}"
 
 
 def best_trials(study: "Study") -> list["FrozenTrial"]:
     """The best one, or with several objectives those that no other beats in all of them."""
-    return study.best_trials if any(one.state.name == "COMPLETE" for one in study.get_trials(deepcopy=False)) else []
+    from optuna.trial import TrialState
+
+    return study.best_trials if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) else []
