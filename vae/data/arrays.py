@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vae.data.images import SUFFIXES, list_counts, read_image, walk_images
-from vae.data.module import ImageDataModule, Loaded, RawSet, Split
+from vae.data.module import BatchSize, ImageDataModule, Loaded, RawSet, Split
 from vae.errors import InputError, first_line
 from vae.files import expand, natural, require_plain
 from vae.types import Choices, Count, Text
@@ -79,9 +79,10 @@ class OwnImages(ImageDataModule):
         self,
         path: Annotated[Text | None, "your images: a folder of image files, or an .npz or .npy file"] = None,
         split: Split = "random",
+        batch_size: BatchSize = None,
         **module: Any,
     ) -> None:
-        super().__init__(split=split, **module)
+        super().__init__(batch_size=batch_size, split=split, **module)
         self.path = path
 
     @classmethod

@@ -21,7 +21,10 @@ from vae.types import Count, CountOrZero, Seed
 
 Split = Annotated[Literal["last", "random"], "which images are held out: the last of the file, or random ones"]
 
+BatchSize = Annotated[Count | None, "images per batch, over all devices; null: by the number of training images"]
+
 TRAIN_EVAL_SIZE = 10_000
+STEPS, SMALLEST_BATCH, LARGEST_BATCH = 60, 8, 100  # with digits' 1,197 images the default 70 epochs are 4,200 steps
 
 LEAST_LIMIT_OF_WORKERS = 64  # a run of a larger machine loads on a smaller one
 
@@ -84,7 +87,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def __init__(
         self,
-        batch_size: Annotated[Count, "images per batch, over all devices"] = 100,
+        batch_size: BatchSize = 100,
         eval_batch_size: Annotated[Count, "images at once in validation; changes no metric"] = 1000,
         dev_size: Annotated[
             Count | None, "images held out; null: 10,000 of a known set, digits 300, else a tenth"
@@ -101,7 +104,7 @@ class ImageDataModule(LightningDataModule, ABC):
         resident: Annotated[bool | None, "keep images on the device; null: on a GPU without workers"] = None,
     ) -> None:
         super().__init__()
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self._batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.dev_size, self.test_size = dev_size, test_size
         self.split, self.split_seed, self.binarize, self.seed = split, split_seed, binarize, seed
         self.num_workers, self.repeat, self.resident = num_workers, repeat, resident
@@ -125,6 +128,14 @@ class ImageDataModule(LightningDataModule, ABC):
     @abstractmethod
     def load(self) -> RawSet | tuple[Loaded, Loaded | None]:
         """The set as it comes; called once, after `prepare_data`, which may fetch it. Raises InputError."""
+
+    @property
+    def batch_size(self) -> int:
+        """Where the key is null, an epoch has 60 steps, in batches of 8 to 100 images; reads the data then."""
+        if self._batch_size is not None:
+            return self._batch_size
+        self._ensure_loaded()
+        return min(max(len(self.train.images) // STEPS, SMALLEST_BATCH), LARGEST_BATCH)
 
     @property
     def place(self) -> str:

@@ -1,5 +1,6 @@
 """Builds Lightning's Trainer with its callbacks and loggers; a run already begun continues from its checkpoint."""
 
+import math
 import logging
 import shlex
 import sys
@@ -129,7 +130,11 @@ def prepared_trainer(
         log.info("continuing from %s", start)
     state = 3 * sum(value.nbytes for value in lit.state_dict().values())  # weights, and Adam's two moments
     writable(run.checkpoint_directory, 2 * state if start is None else state)  # best and last, or one of them again
-    log.info("%s; %d training and %d dev images", describe(lit), len(data.train), len(data.dev))
+    batches = len(data.train_dataloader())
+    batches = min(batches, settings.trainer.limit_train_batches or batches)
+    steps = math.ceil(batches / settings.trainer.accumulate_grad_batches)
+    sizes = f"{len(data.train):,} training and {len(data.dev):,} dev images"
+    log.info("%s; %s, %d steps per epoch", describe(lit), sizes, steps)
     last = SaveLast(run.checkpoint_directory, settings.callbacks.checkpoint_minutes)
     dashboard = Dashboard(
         history,
