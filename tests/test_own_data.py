@@ -665,6 +665,27 @@ def test_what_the_evaluation_could_not_use_is_refused_before_training(
     assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
 
 
+@pytest.mark.parametrize(("count", "batch_size"), [(120, 8), (1800, 25), (9000, 100)])
+def test_batches_follow_from_the_number_of_images(tmp_path: Path, count: int, batch_size: int) -> None:
+    np.save(tmp_path / "x.npy", np.full((count, 5, 5), 200, np.uint8))
+    data = Arrays(path=str(tmp_path / "x.npy"), dev_size=10, test_size=count // 6 - 10)
+    assert data.batch_size == batch_size
+    assert len(data.train_dataloader()) == -(-count * 5 // 6 // batch_size)
+    assert Arrays(path=str(tmp_path / "x.npy"), batch_size=7).batch_size == 7
+
+
+def test_own_images_train_without_dropout_and_the_first_lines_say_the_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(256, size=(90, 5, 7), dtype=np.uint8))
+    run = [key for key in RUN if not key.startswith("data.batch_size")]
+    train("data=npz", f"data.path={tmp_path / 'x.npy'}", *run, f"run_dir={tmp_path / 'run'}")
+    assert "73 training and 8 dev images, 10 steps per epoch" in capsys.readouterr().out
+    settings = settings_of("data=npz", f"data.path={tmp_path / 'x.npy'}")
+    assert settings.plain["model"]["encoder"]["dropout"] == 0
+    assert settings_of("data=npz", "data.path=x", "dropout=0.2").plain["model"]["encoder"]["dropout"] == 0.2
+
+
 def test_a_run_is_not_continued_on_images_that_have_changed(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(256, size=(60, 5, 7), dtype=np.uint8)
     np.save(tmp_path / "x.npy", images)

@@ -1,7 +1,7 @@
 """Builds Lightning's Trainer with its callbacks and loggers; a run already begun continues from its checkpoint."""
 
-import math
 import logging
+import math
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
