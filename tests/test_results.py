@@ -153,8 +153,11 @@ def test_show_prints_the_table_again(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = tree(run)
+    monkeypatch.setenv("COLUMNS", "80")
     assert vae(monkeypatch, "show", str(run)) == 0
-    assert "in epoch 1 of 1" in " ".join(capsys.readouterr().out.split())
+    out = capsys.readouterr().out
+    assert "in epoch 1 of 1" in " ".join(out.split())
+    assert max(len(line) for line in out.partition("run:")[0].splitlines()) <= 80
     assert tree(run) == before
 
 

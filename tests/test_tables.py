@@ -135,9 +135,8 @@ def test_a_place_that_cannot_be_written_is_one_line(verb: str, tmp_path: Path, c
 
 
 def test_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:
-    for seed in range(40):
-        write_run(tmp_path / f"{'long' * 40}{seed}", PLAIN | {"seed": seed})
-    command = f"{sys.executable} -m vae.commands.cli runs {tmp_path} | head -n 1"
+    write_run(tmp_path / "a")
+    command = f"{sys.executable} -m vae.commands.cli runs {tmp_path} | true"  # which reads nothing
     ended = subprocess.run(
         command, shell=True, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )

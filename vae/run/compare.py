@@ -102,7 +102,7 @@ def compare(
     if not finished:
         return Comparison([], [], [], left_out)
     check_metrics(metrics, finished)
-    chosen, notes = (list(metrics), []) if metrics else usual_metrics(finished)
+    chosen, notes = (list(dict.fromkeys(metrics)), []) if metrics else usual_metrics(finished)
     flats = flatten_all(record.settings or {} for record in finished)
     keys = varying_keys(flats)
     wanted = parse_baseline(baseline, keys, flats)
