@@ -207,26 +207,25 @@ def test_copies_lie_inside_balls_of_radius_zero(rng):
 # nearest, class_histogram
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 11, 1000])
-def test_nearest_equals_brute_force(rng, chunk):
+def test_nearest_equals_brute_force(rng):
     x = rng.random((5, 1, 4, 3))
     pool = rng.integers(0, 256, (11, 1, 4, 3), dtype=np.uint8)
     distances = np.sqrt(np.square(x[:, None] - pool[None] / 255).sum(axis=(2, 3, 4)))
-    index, distance = metrics.nearest(torch.tensor(x), torch.tensor(pool), chunk=chunk)
+    index, distance = metrics.nearest(torch.tensor(x), torch.tensor(pool))
     assert index.tolist() == distances.argmin(axis=1).tolist()
-    np.testing.assert_allclose(distance, distances.min(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(distance, distances.min(axis=1), rtol=1e-6)
 
 
 def test_a_copied_training_image_is_at_distance_zero(rng):
     pool = rng.integers(0, 256, (9, 1, 5, 5), dtype=np.uint8)
-    index, distance = metrics.nearest(pool[[7, 2]], pool, chunk=4)
+    index, distance = metrics.nearest(pool[[7, 2]], pool)
     assert index.tolist() == [7, 2]
     assert distance.tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(("x", "pool"), [((2, 3), (4, 5)), ((2, 3), (0, 3))])
 def test_nearest_refuses_what_cannot_be_compared(x, pool):
-    with pytest.raises(ValueError, match="pool"):
+    with pytest.raises(ValueError, match=r"dimension|sample"):
         metrics.nearest(np.zeros(x), np.zeros(pool))
 
 

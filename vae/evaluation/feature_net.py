@@ -1,6 +1,6 @@
-"""A small classifier whose penultimate features serve the Frechet distance, precision and recall.
+"""A small classifier whose penultimate features are used for the Frechet distance, precision and recall.
 
-Scores on such features compare models of one data set. They carry the net's name; none is called plain FID.
+Such scores compare models of one data set. They carry the name of the net; none is called plain FID.
 """
 
 import hashlib
@@ -9,12 +9,10 @@ import logging
 import math
 import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,18 +23,11 @@ from vae.noise import derive
 
 log = logging.getLogger(__name__)
 
-Array = np.ndarray | Tensor
-
 FEATURES = 64
-
 CHANNELS = (16, 32)
-
 BATCH = 100
-
 LR = 2e-3
-
 IMAGES_SEEN = 20_000  # small sets are repeated until the net has seen about this many ...
-
 EPOCHS = (2, 30)  # ... within these bounds
 
 # Part of every net's name, so that scores of two recipes never meet. The first entry counts code changes.
@@ -76,32 +67,27 @@ def _block(layer: nn.Module, norm: nn.Module) -> tuple[nn.Module, ...]:
     return layer, norm, nn.ReLU()
 
 
-def _fresh(image_shape: tuple[int, int, int], classes: int, seed: int) -> FeatureNet:
-    """Initial weights are a function of the seed; the caller's random state stays as it is."""
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would reseed the GPUs too, and nobody restores those.
-        torch.default_generator.manual_seed(derive(seed, "feature net weights"))
-        return FeatureNet(image_shape, classes)
-
-
 def train_feature_net(
-    images: Array,
-    labels: Array,
+    images: Tensor,
+    labels: Tensor,
     classes: int,
     seed: int,
     epochs: int | None = None,
 ) -> FeatureNet:
     """Classifier of uint8 images (N, C, H, W) with labels (N,), trained on the CPU; frozen, in eval mode.
 
-    A function of its arguments on one machine and thread count. By default 2 epochs of a large set, up to 30
-    of a small one. It may be called under no_grad or inference_mode. Fewer than two images raise ValueError.
+    Deterministic on one machine with one number of threads; by default 2 epochs on a large set, up to 30 on a small
+    one. Works under no_grad and inference_mode. Raises ValueError for fewer than two images.
     """
-    x, y = _tensor(images).cpu(), _tensor(labels).cpu().long()
+    x, y = images.cpu(), labels.cpu().long()
     if len(x) != len(y) or len(x) < 2:
         raise ValueError(f"{len(x)} images, {len(y)} labels: equally many are needed, two or more")
     passes = epochs or min(max(math.ceil(IMAGES_SEEN / len(x)), EPOCHS[0]), EPOCHS[1])
     with torch.inference_mode(False), torch.enable_grad():
-        net = _fresh(_shape(x), classes, seed)
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would also reseed GPUs, which nobody restores
+            torch.default_generator.manual_seed(derive(seed, "feature net weights"))
+            net = FeatureNet(_shape(x), classes)
         _fit(net, x, y, passes, torch.Generator().manual_seed(derive(seed, "feature net order")))
     return net.eval().requires_grad_(False)
 
@@ -120,25 +106,30 @@ def _fit(net: FeatureNet, x: Tensor, y: Tensor, epochs: int, order: torch.Genera
 
 
 def feature_net(
-    cache_dir: Path, images: Array, labels: Array, classes: int, data_md5: str, seed: int = 0
+    cache_dir: Path, images: Tensor, labels: Tensor, classes: int, data_md5: str, seed: int = 0
 ) -> tuple[FeatureNet, str]:
-    """The net of a data set, loaded from `cache_dir` or trained and kept there; its name `convnet-<hash8>`.
+    """The net of a data set, cached in `cache_dir`, and its name `convnet-<hash8>`.
 
-    The hash covers recipe, data_md5, image count and shape, classes and seed. Processes that ask at once wait
-    for the first. A cache that cannot be written costs the training again, said in a warning, and no more.
+    The hash covers recipe, data_md5, image count and shape, classes and seed. Simultaneous callers wait for the first.
+    A warning is logged if the cache cannot be written.
     """
     key = repr((RECIPE, data_md5, tuple(images.shape), classes, seed))
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
-    path = cache_dir / f"features-{digest}.pt"
-    with _locked(path) as locked:
-        net = _load(path, _fresh(_shape(images), classes, seed))
-        if net is None:
-            start = time.perf_counter()
-            net = train_feature_net(images, labels, classes, seed)
-            log.info("feature net convnet-%s trained in %.1f s", digest, time.perf_counter() - start)
-            if locked:
-                _save(net, path)
-    return net, f"convnet-{digest}"
+    path, net = cache_dir / f"features-{digest}.pt", None
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            net = _load(path, images, classes)
+            if net is None:
+                start = time.perf_counter()
+                net = train_feature_net(images, labels, classes, seed)
+                log.info("feature net convnet-%s trained in %.1f s", digest, time.perf_counter() - start)
+                content = io.BytesIO()
+                torch.save(net.state_dict(), content)
+                replace(path, content.getbuffer())
+    except (OSError, NotImplementedError) as error:  # the latter where the file system has no locks
+        log.warning("%s: the feature net cannot be kept there (%s)", cache_dir, error)
+    return net or train_feature_net(images, labels, classes, seed), f"convnet-{digest}"
 
 
 def fingerprint(images: Tensor, labels: Tensor) -> str:
@@ -149,57 +140,33 @@ def fingerprint(images: Tensor, labels: Tensor) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Hold the lock of a cache file; False where its directory takes none, as a read-only one."""
-    from filelock import FileLock
-
-    lock = FileLock(path.with_suffix(".lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        log.warning("%s: the feature net cannot be kept there (%s)", path.parent, error)
-    try:
-        yield lock.is_locked
-    finally:
-        lock.release()
-
-
-def _load(path: Path, net: FeatureNet) -> FeatureNet | None:
-    """`net` with the weights of `path`; None without such a file or, said in the log, if it is damaged."""
+def _load(path: Path, images: Tensor, classes: int) -> FeatureNet | None:
+    """The net with the weights of `path`; None without such a file or, with a warning, if it is damaged."""
     if not path.exists():
         return None
+    with torch.random.fork_rng(devices=[]):
+        net = FeatureNet(_shape(images), classes)
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()  # torch.load lets flipped bits pass
         if broken is not None:
             raise zipfile.BadZipFile(f"bad checksum of {broken}")
         net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # bytes can be damaged in any way, and the cure is always the same
+    except Exception as error:  # bytes can be damaged in any way, and the remedy is always the same
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         log.warning("%s is damaged (%s): the feature net is trained again", path, reason)
         return None
     return net.eval().requires_grad_(False)
 
 
-def _save(net: FeatureNet, path: Path) -> None:
-    content = io.BytesIO()
-    torch.save(net.state_dict(), content)
-    try:
-        replace(path, content.getbuffer())
-    except OSError as error:
-        log.warning("%s: the feature net could not be kept (%s)", path, error)
-
-
 @torch.inference_mode()
-def embed(net: FeatureNet, images: Array, batch: int = 1000) -> tuple[Tensor, Tensor]:
+def embed(net: FeatureNet, images: Tensor, batch: int = 1000) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W), uint8 or float in [0, 1] -> features (N, 64), predictions (N,); both on the CPU.
 
     Computed on the net's device; leaves the net in eval mode.
     """
     device = next(net.eval().parameters()).device
-    features = gather_chunks((net.features(_unit(x.to(device))) for x in _tensor(images).split(batch)), len(images))
+    features = gather_chunks((net.features(_unit(x.to(device))) for x in images.split(batch)), len(images))
     return features, net.head(features.to(device)).argmax(1).cpu()
 
 
@@ -207,11 +174,6 @@ def _unit(images: Tensor) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
-def _tensor(values: Array) -> Tensor:
-    # torch warns of arrays it may not write to, as memory maps: those are copied.
-    return values if isinstance(values, Tensor) else torch.from_numpy(np.require(values, requirements="W"))
-
-
-def _shape(images: Array) -> tuple[int, int, int]:
+def _shape(images: Tensor) -> tuple[int, int, int]:
     _, c, h, w = images.shape
     return c, h, w

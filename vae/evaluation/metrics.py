@@ -149,29 +149,22 @@ def _rows(features: Array) -> np.ndarray:
     return x
 
 
-def nearest(x: Array, pool: Array, chunk: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    """Where in pool (M, ...) the nearest to each x (N, ...) is, (N,), and its Euclidean distance (N,).
+def nearest(x: Array, pool: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Index (N,) of the nearest neighbour in pool (M, ...) of each x (N, ...), and its Euclidean distance (N,).
 
-    uint8 is divided by 255 on either side, so distances are in units of the pixel range. Memory: N x chunk
-    float64 beside x itself.
+    uint8 is divided by 255, so distances are in units of the pixel range. Memory: pool in float32.
     """
-    query, candidates = _numpy(x), _numpy(pool)
-    if query.shape[1:] != candidates.shape[1:] or not len(candidates):
-        raise ValueError(f"x {query.shape} and pool {candidates.shape}: rows of one shape, one or more")
-    query = _unit(query)  # (N, P)
-    best, index = np.full(len(query), np.inf), np.zeros(len(query), dtype=np.int64)
-    for start in range(0, len(candidates), chunk):
-        c = _unit(candidates[start : start + chunk])
-        score = np.square(c).sum(axis=1) - 2 * query @ c.T  # (N, chunk): squared distance less |x|^2
-        low, at = score.min(axis=1), score.argmin(axis=1)
-        index, best = np.where(low < best, start + at, index), np.minimum(low, best)
-    # Again by differences: the score cancels, and a copied image must show as 0.
-    return index, np.linalg.norm(query - _unit(candidates[index]), axis=1)
+    from sklearn.metrics import pairwise_distances_argmin
+
+    query, candidates = _unit(_numpy(x)), _unit(_numpy(pool))
+    index = pairwise_distances_argmin(query, candidates)
+    # by differences: |x|^2 - 2xy + |y|^2 cancels, and a copied image must be at 0
+    return index, np.linalg.norm(query - candidates[index], axis=1)
 
 
 def _unit(images: np.ndarray) -> np.ndarray:
-    """(N, ...) -> float64 (N, P), uint8 scaled to [0, 1]."""
-    flat = images.reshape(len(images), math.prod(images.shape[1:])).astype(np.float64)
+    """(N, ...) -> float32 (N, P), uint8 scaled to [0, 1]."""
+    flat = images.reshape(len(images), math.prod(images.shape[1:])).astype(np.float32)
     return flat / 255 if images.dtype == np.uint8 else flat
 
 
