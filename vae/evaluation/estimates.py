@@ -1,7 +1,7 @@
-"""What a trained model is worth: bounds on log p(x) with their errors, the use it makes of its latents, its samples.
+"""Evaluation of a trained model: bounds on log p(x) with their errors, use of the latents, quality of samples.
 
-Every draw is a function of the seed and the image's place in the split: neither batch size nor device moves a metric
-beyond rounding. A metric in nats is per image, and is called NLL only where the likelihood is normalised.
+Every draw is a function of the seed and the position of the image in the split: batch size and device change a metric
+by rounding only. Metrics in nats are per image, and are called NLL only if the likelihood is normalised.
 """
 
 import logging
@@ -30,13 +30,13 @@ from vae.objectives import Objective, log_mean_exp, log_weights, terms_of
 
 log = logging.getLogger(__name__)
 
-# Images times samples that are decoded at once; one image's samples stay together even where they are more.
-# Smaller chunks make the NLL a sixth slower, because Python's own time is spent once a chunk.
+# Images times samples decoded at once; the samples of one image stay together even if they are more.
+# Smaller chunks make the NLL a sixth slower, since Python's overhead is per chunk.
 ROWS = 4000
 
-FEW = 10  # effective samples of the median image, below which an estimate of log p(x) is too low to be trusted
+FEW = 10  # median effective sample size below which estimates of log p(x) are not to be trusted
 KL_DRAWS = 16  # of z for an image's KL where there is no closed form
-MOST_POINTS = 5000  # images of a split from which the scores of factors are taken
+MOST_POINTS = 5000  # images per split for the scores of factors
 
 Metrics = dict[str, float]
 
@@ -52,12 +52,12 @@ def objective_metrics(
     batch: int = 1000,
     validation_batch: int = 1000,
 ) -> Metrics:
-    """The objective's terms on a split, with standard errors: training's validation again, in float32.
+    """Terms of the objective on a split, in nats per image with standard errors: validation again, in float32.
 
-    An objective that gives no loss of single images is met by batches of `validation_batch`, as in validation.
+    An objective with a term of the whole batch is evaluated in batches of `validation_batch`, as in validation.
     """
     noise, count = NoiseStreams(derive(seed, f"evaluation {split}")), len(images)
-    if has_batch_term(vae, objective, images, step):
+    if getattr(objective, "whole_batch", False):
         batch = validation_batch
     single, log_px = torch.empty(2, count, dtype=torch.float64)  # no lists, as in `bounds`
     rates = torch.empty(0)
@@ -83,19 +83,11 @@ def objective_metrics(
     return {f"{split}/{name}": value for name, value in scores.items()}
 
 
-def has_batch_term(vae: VAE, objective: Objective, images: Tensor | Images, step: int) -> bool:
-    """Whether the loss is not a mean over images."""
-    with fixed_noise(NoiseStreams(0)), torch.inference_mode():
-        few = images.take(slice(2)) if isinstance(images, Images) else images[:2]
-        x, y = next(chunks(vae, few, 2))
-        return terms_of(objective, vae, x, step, y).per_image is None
-
-
 @dataclass
 class Posteriors:
-    """Means (N, D) and KL (N, D) of a split, on the CPU.
+    """Posterior means (N, D) and KL (N, D) of a split, on the CPU.
 
-    The KL is (N, 1), of all latents together, where the prior or the posterior ties them.
+    The KL is (N, 1), of all latents together, if the prior or the posterior ties them.
     """
 
     mu: Tensor
@@ -104,7 +96,7 @@ class Posteriors:
 
     @property
     def kl_per_latent(self) -> Tensor | None:
-        """(D,), a mean over images in nats; None where no latent has a KL of its own."""
+        """(D,): mean over images in nats; None if the latents are tied together."""
         return self.kl.double().mean(0) if self.kl_form == PER_LATENT else None
 
 
@@ -212,7 +204,7 @@ def likelihood_metrics(vae: VAE, images: Tensor | Images, samples: int, seed: in
 
 
 def latent_metrics(vae: VAE, train: Images, held_out: Images, split: str, probes: bool) -> Metrics:
-    """Active units (Burda et al. 2015) and, with `probes`, what kNN and a linear map read off the posterior means."""
+    """Active units (Burda et al. 2015), KL per latent; with `probes` accuracies of classifiers of posterior means."""
     means = posteriors(vae, held_out)
     scores: Metrics = {"active_units": int(metrics.active_units(means.mu).sum())}
     if means.kl_per_latent is None:
@@ -228,7 +220,7 @@ def latent_metrics(vae: VAE, train: Images, held_out: Images, split: str, probes
 
 
 def factor_metrics(vae: VAE, train: Images, held_out: Images, split: str) -> Metrics:
-    """How well the posterior means keep apart the factors that the images were made from, where these are known."""
+    """Disentanglement of the posterior means, for images whose generating factors are known."""
     if train.factors is None or held_out.factors is None:
         return {}
     fitted = posteriors(vae, train.take(slice(MOST_POINTS))).mu, train.factors.values[:MOST_POINTS]
@@ -238,13 +230,13 @@ def factor_metrics(vae: VAE, train: Images, held_out: Images, split: str) -> Met
 
 
 def sample_mode(data: ImageDataModule) -> str:
-    """Binary data are met by samples of x, grey images by its mean, as the literature shows them."""
+    """Samples of x for binary data, means for grey images, as in the literature."""
     return "mean" if data.binarize == "none" else "sample"
 
 
 @dataclass
 class Generated:
-    """Samples and what the classifier and the training set say of them, for the figures."""
+    """Samples with the classes that a classifier assigns to them, for the figures."""
 
     images: Tensor
     counts: np.ndarray
@@ -256,7 +248,7 @@ def sample_metrics(
 ) -> tuple[Metrics, Generated]:
     """Frechet distance, precision and recall of prior samples against the test set, on a small classifier's features.
 
-    It is trained on the training split alone and named in the metric: scores of two classifiers do not compare.
+    The classifier is trained on the training split and named in the metric: two classifiers' scores do not compare.
     """
     train, real = data.train_fixed, data.test.images
     net, name = feature_net(
