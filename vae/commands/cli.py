@@ -24,10 +24,12 @@ from vae.commands.options import (
     PageOption,
     RunArgument,
     TrustOption,
+    announce,
     complete,
     verb,
 )
 from vae.errors import InputError, ending
+from vae.files import expand
 from vae.run.process import begin_command, python_command
 from vae.words import printable
 
@@ -184,6 +186,7 @@ def verify(run: RunArgument, trust: TrustOption = None) -> None:
 
     Example: vae verify outputs/mine
     """
+    announce(run)
     from vae.commands.verify import verify
 
     verify(run, trust)
@@ -201,7 +204,6 @@ def dashboard(
 
     Example: vae dashboard outputs --port 6007
     """
-    from vae.files import expand
     from vae.run.sweep import find_directories
 
     path = expand(folder)
@@ -222,6 +224,7 @@ def explore(
 
     Example: vae explore outputs/mine -o page.html
     """
+    announce(chosen.run)
     from vae.commands.explore import explore
 
     explore(chosen.run, output, images, chosen.checkpoint, tuple(chosen.trust or ()), force)
@@ -249,6 +252,7 @@ def report(
 
     Example: vae report outputs/mine -o page.html
     """
+    announce(run)
     from vae.commands.report import report
 
     report(run, output, images, checkpoint, tuple(trust or ()), force, metric or ())
@@ -263,7 +267,7 @@ def compare(
     baseline: Annotated[
         str | None, typer.Option(metavar="KEY=VALUE,...", help="Configuration that the others are compared with.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(*OUT, help="Where the tables go.")] = None,
+    output: Annotated[Path | None, typer.Option(*OUT, parser=expand, help="Where the tables go.")] = None,
     figures: Annotated[
         bool, typer.Option("--figures", help="Also draw effects, pairs of keys, learning curves and fronts.")
     ] = False,

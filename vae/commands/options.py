@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vae.errors import InputError
+from vae.files import expand
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,11 +87,19 @@ ImagesArgument = Annotated[
 ]
 CountOption = Annotated[int, typer.Option("-n", "--count", min=1, max=10**6, help="Number of images.")]
 StepsOption = Annotated[int, typer.Option(min=2, max=1000, help="Images per row.")]
-PageOption = Annotated[Path, typer.Option(*OUT, metavar="FILE", help="The page, one file for any browser.")]
+PageOption = Annotated[
+    Path, typer.Option(*OUT, metavar="FILE", parser=expand, help="The page, one file for any browser.")
+]
 PageImagesOption = Annotated[
     int, typer.Option(min=0, help="Test images on the page; 0: none, and the data set is not needed.")
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)]
+
+
+def announce(run: str) -> None:
+    """A line for a person who waits for imports, the model and its data."""
+    if sys.stderr.isatty():
+        print(f"loading {run} ...", file=sys.stderr, flush=True)
 
 
 @dataclass
@@ -110,8 +119,7 @@ class Chosen:
 
         found = find_run(self.run)
         require_checkpoint(found, found.which or self.checkpoint)  # before torch's seconds of import
-        if sys.stderr.isatty():
-            print(f"loading {self.run} ...", file=sys.stderr, flush=True)
+        announce(self.run)
         import torch
 
         from vae.run.load import load_run
@@ -160,8 +168,6 @@ class Use(Chosen):
 
 def require_images(paths: list[str] | None) -> None:
     """Raises InputError for a path that does not exist."""
-    from vae.files import expand
-
     for path in paths or ():
         if not expand(path).exists():
             raise InputError(f"{path} does not exist; give an image file, or a folder of them")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from vae.errors import InputError
-from vae.files import require_plain
+from vae.files import expand, require_plain
 from vae.run.directory import FAILURE, is_complete, read_metrics, read_settings
 from vae.run.keys import Plain, leaves
 
@@ -46,7 +46,7 @@ def list_runs(*roots: str | os.PathLike[str]) -> list[RunRecord]:
     Raises InputError for a folder that is not there. A run that cannot be read is listed with the reason.
     """
     found: dict[Path, RunRecord] = {}
-    for root in map(Path, roots):
+    for root in map(expand, roots):
         if not root.is_dir():
             raise InputError(
                 f"{root}: there is no such folder; name one that holds runs, such as outputs/multirun/mine"
