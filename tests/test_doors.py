@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import tree
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_hostile_runs import planted, settings_in
 from test_use import trained  # noqa: F401  # a fixture
 from test_vae_command import vae
 
@@ -18,6 +22,7 @@ from vae.commands import export
 from vae.errors import InputError
 from vae.run.find import latest
 from vae.run.load import load_run
+from vae.run.sweep import list_runs
 from vae.training import checkpoints
 
 Said = pytest.CaptureFixture[str]
@@ -134,6 +139,29 @@ def test_a_checkpoint_of_other_types_is_one_line(
     hint = {"(200": "1000000000000", "settings.x": "settings"}.get(part, part)
     for arguments in (("encode", "outputs/run"), ("encode", "alone.ckpt"), ("verify", "outputs/run")):
         assert hint in refused(monkeypatch, capsys, *arguments)
+
+
+ANY = st.sampled_from(
+    [None, True, 0, -1, 10**23, 1e308, float("nan"), "", "x", "a\nb\x1b[2J", "vae.priors.Vamp", [], [1, "a"], [[1]], {},
+     {"a": 1}, {"_target_": None}, "~", [10**9]]
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_run_with_any_value_under_any_key_loads_or_is_one_line(data: st.DataObject, run: Path) -> None:
+    whole = run.with_name("whole.yaml")
+    if not whole.exists():
+        shutil.copy(run / "config.yaml", whole)
+    plain = yaml.safe_load(whole.read_text())
+    path, value = data.draw(st.sampled_from(list(settings_in(plain)))), data.draw(ANY)
+    (run / "config.yaml").write_text(yaml.safe_dump(planted(plain, path, value)))
+    try:
+        line = str(load_run(run)) and ""
+    except InputError as error:
+        line = str(error)
+    assert line.isprintable()
+    assert len(list_runs("outputs")) == 1
 
 
 def test_a_checkpoint_without_a_history_or_a_configuration_says_so(run: Path) -> None:

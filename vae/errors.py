@@ -12,6 +12,10 @@ class InputError(Exception):
 
     exit_code = 2
 
+    def __init__(self, message: str) -> None:
+        """One line, whatever the names and values in it hold: line breaks and terminal codes are spelled out."""
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+
 
 class RunFailed(Exception):
     """The run could not go on (exit code 1): names the cause and what to do next."""

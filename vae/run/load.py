@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vae.data.batches import Images
 from vae.data.module import ImageDataModule
-from vae.errors import InputError
+from vae.errors import InputError, first_line
 from vae.evaluation.estimates import bounds
 from vae.files import read_yaml
 from vae.model import VAE
@@ -141,7 +141,10 @@ def load_run(
         return build_lit(run.settings, build_vae(run.settings, tuple(facts["image_shape"]), len(run.class_names)))
 
     require_fit(build, path, checkpoint)
-    run.lit = build().eval()
+    try:
+        run.lit = build().eval()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # of values that only their use shows as bad
+        raise InputError(f"{path}: its model cannot be built ({first_line(error)}); restore the run's files") from error
     load_weights(run.lit, path, checkpoint)
     return run
 

@@ -111,7 +111,7 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, A
     facts = checkpoint.get("vae") if isinstance(checkpoint, dict) else None
     if not isinstance(facts, dict) or "pytorch-lightning_version" not in checkpoint:
         raise _refusal(path, "is no checkpoint of this project")
-    if facts.get("format") != FORMAT:
+    if str(facts.get("format")) != str(FORMAT):  # a tensor compares as one
         version = f"has format {facts.get('format')!r}, this version reads format {FORMAT}"
         raise _refusal(path, f"{version}; the version that wrote it can read it")
     try:
