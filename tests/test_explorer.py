@@ -301,7 +301,7 @@ def test_the_nearest_test_image_has_the_nearest_posterior_mean(opened: Callable[
     with torch.no_grad():
         far = (vae.encode(images / 255).mean - state(driver, "z")).norm(dim=1)
     nearest = int(far.argmin())
-    assert f"test image {nearest}, class {CLASSES[nearest % 4]}: {far.min():.2f} away" in driver.find_element(
+    assert f"test image {nearest}, class {CLASSES[nearest % 4]}, distance {far.min():.2f}" in driver.find_element(
         "id", "nearest-text"
     ).get_property("textContent")
     assert (picture(driver, "nearest") - images[nearest] / 255).abs().max() < 1e-3
@@ -340,6 +340,21 @@ def test_everything_works_by_keyboard(opened: Callable[..., Any]) -> None:
         reached.add(driver.switch_to.active_element.get_attribute("id"))
     wanted = "plane drawing between from-prior from-nearest clear centre set-a set-b axis-x axis-y z-0 z-1 z-2"
     assert set(wanted.split()) <= reached
+
+
+@pytest.mark.browser
+def test_image_plane_drawing_and_sliders_fit_one_screen(opened: Callable[..., Any]) -> None:
+    driver = opened(made(), some_images(), some_labels())
+    screen = {"width": 1400, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    frame(driver)
+    box = """const b = document.getElementById(arguments[0]).getBoundingClientRect();
+        return [b.left, b.top, b.right, b.bottom]"""
+    for name in ("decoded", "plane", "drawing", "strip", "sliders"):
+        left, top, right, bottom = driver.execute_script(box, name)
+        assert 0 <= left < right <= 1400, name
+        assert 0 <= top < bottom <= 900, name
+    driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.mark.browser

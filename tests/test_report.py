@@ -99,11 +99,16 @@ def test_the_page_says_what_metrics_json_says(page: Path, run: Path) -> None:
     assert rows["git_commit"] == [str(metrics["provenance"]["git_commit"])]
 
 
-def test_keys_that_differ_are_marked(page: Path) -> None:
+def test_keys_that_differ_come_first_and_pictures_before_numbers(page: Path) -> None:
     text = page.read_text()
-    marked = set(re.findall(r'<tr class="marked"><th scope="row"><code>([\w.]+)</code>', text))
-    assert {"latent_dim", "model.encoder.hidden", "trainer.max_epochs", "data.batch_size"} <= marked
-    assert not marked & {"run_dir", "seed", "dropout", "objective.samples", "threads"}
+    changed, unchanged = text.partition('id="configuration"')[2].split("<summary>All other keys")
+    first = set(re.findall(r'<th scope="row"><code>([\w.]+)</code>', changed))
+    assert {"latent_dim", "model.encoder.hidden", "trainer.max_epochs", "data.batch_size"} <= first
+    assert not first & {"run_dir", "seed", "dropout", "objective.samples", "threads"}
+    assert "<code>dropout</code>" in unchanged
+    assert "_target_" not in changed + unchanged
+    places = [text.index(f"<strong>{name}</strong>") for name in ("reconstructions", "samples", "manifold", "losses")]
+    assert places[:3] < [text.index('id="results"')] * 3 < places[3:] * 3
 
 
 def test_every_picture_has_words(page: Path, run: Path) -> None:

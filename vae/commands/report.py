@@ -48,17 +48,21 @@ def run_values(run: "TrainedRun", images: int) -> dict[str, Any]:
     """What the template shows of a run."""
     metrics = run.metrics or {}
     explorer, reason = explorer_or_reason(run, images)
-    rows = run.history_rows
+    rows, compared = run.history_rows, others(run, metrics, images)
+    figures, settings = figures_of(run.directory), keys(run.settings.plain)
     return {
         "name": run.directory.name,
         "facts": facts(run, metrics),
         "warnings": warnings(run, metrics, rows, images),
+        "sentence": sentence(metrics, run.vae.latent_dim, compared),
         "headline": headline(run, metrics),
         "results": results(metrics, run.settings.plain["likelihood"]["_target_"]),
-        "others": others(run, metrics, images),
+        "others": compared,
         "charts": charts(rows),
-        "figures": figures_of(run.directory),
-        "keys": keys(run.settings.plain),
+        "first": [figure for figure in figures if figure["stem"] in FIRST],
+        "figures": [figure for figure in figures if figure["stem"] not in FIRST],
+        "changed": [key for key in settings if key["differs"]],
+        "unchanged": [key for key in settings if not key["differs"]],
         "provenance": {name: show(value) for name, value in leaves(metrics.get("provenance", {}))},
         "explorer": explorer,
         "reason": reason,
@@ -74,6 +78,17 @@ def explorer_or_reason(run: "TrainedRun", images: int) -> tuple[dict[str, Any] |
     except InputError as error:
         return None, str(error)
     return explorer_of(run, images), ""
+
+
+def sentence(metrics: Plain, latents: int, compared: list[tuple[str, str, str]]) -> str:
+    """What the model does, in plain words: latents in use, nats, the best of the baselines that it beats."""
+    if not metrics:
+        return ""
+    active, kl, error = metrics["test/active_units"], metrics["dev/kl"], metrics["dev/reconstruction"]
+    words = f"The model uses {active} of its {latents} latents, which carry {kl:.1f} nats per image"
+    beaten = [name for name, loss, baseline in compared[1:] if not loss and float(baseline) > error]
+    best = beaten[-1].replace("mean image", "the mean image") if beaten else ""
+    return f"{words}; it reconstructs better than {best}." if best else f"{words}."
 
 
 def headline(run: "TrainedRun", metrics: Plain) -> str:
@@ -222,7 +237,7 @@ def figures_of(directory: Path) -> list[dict[str, str]]:
     return [picture(path) for path in sorted(paths, key=figure_order)]
 
 
-FIRST = ("reconstructions", "samples", "losses", "latents", "kl_per_latent")
+FIRST = ("reconstructions", "samples", "manifold", "latents")  # what the page begins with
 
 
 def figure_order(path: Path) -> tuple[int, str]:
@@ -236,7 +251,13 @@ def picture(path: Path) -> dict[str, str]:
         said = str(image.info.get("Description", ""))
     name = path.stem.replace("_", " ")
     content = base64.b64encode(path.read_bytes()).decode()
-    return {"name": name, "alt": said or f"Figure: {name}", "caption": said.partition(". ")[0], "png": content}
+    return {
+        "stem": path.stem,
+        "name": name,
+        "alt": said or f"Figure: {name}",
+        "caption": said.partition(". ")[0],
+        "png": content,
+    }
 
 
 def keys(plain: Plain) -> list[dict[str, Any]]:
@@ -253,6 +274,7 @@ def keys(plain: Plain) -> list[dict[str, Any]]:
             "differs": name not in NOT_IDENTITY and value != default.get(name, value is None),
         }
         for name, value in leaves(plain)
+        if not name.endswith(("_target_", "_partial_"))
     ]
 
 

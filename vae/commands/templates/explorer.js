@@ -74,7 +74,7 @@
   function showNearest() {
     const [i, far] = nearest(state.z);
     paint($("nearest"), pixelsOf(i));
-    $("nearest-text").textContent = `test image ${i}${labelOf(i)}: ${number(far)} away`;
+    $("nearest-text").textContent = `test image ${i}${labelOf(i)}, distance ${number(far)}`;
   }
 
   // ---- sliders
