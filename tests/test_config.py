@@ -84,7 +84,7 @@ QUIET: Settings = {
 
 
 def trainer_options(s: Settings) -> dict[str, Any]:
-    return {key: value for key, value in s.plain["trainer"].items() if key not in ("enable_progress_bar", "fast_step")}
+    return {key: value for key, value in s.plain["trainer"].items() if key != "enable_progress_bar"}
 
 
 # --- every option -----------------------------------------------------------------------------------------------------
@@ -368,7 +368,6 @@ ANOTHER = {
     "callbacks.figures_every": 3, "evaluation.cache_dir": "elsewhere", "evaluation.figures": True,
     "evaluation.formats": ["svg"], "evaluation.dpi": 200,
     "data.resident": True,
-    "trainer.fast_step": False,
 }  # fmt: skip
 FETCHING = {"data.root": "elsewhere", "data.mirrors": ["https://example.org/"], "data.timeout": 1.5}  # not of digits
 

@@ -13,8 +13,8 @@ from conftest import ROOT, SHORT, process
 from lightning import Callback, LightningModule, Trainer
 
 import vae
-from vae.cpu import keeps_denormals
 from vae.data.batches import EpochBatches, Images, ResumableLoader
+from vae.device import keeps_denormals
 
 DENORMAL = 1e-39
 pytestmark = pytest.mark.skipif(not torch.set_flush_denormal(True), reason="this processor cannot flush denormals")

@@ -1,16 +1,18 @@
 """A training step: what it draws, what it sums up, what it refuses; an evaluation: the same figures in any pieces."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import SMALL, settings_of
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from vae.errors import RunFailed
+from vae.errors import InputError, RunFailed
 from vae.evaluation import estimates
 from vae.likelihoods import GaussianHead, Likelihood, SquaredErrorHead
 from vae.model import VAE
@@ -19,7 +21,7 @@ from vae.noise import seed_generators
 from vae.objectives import ELBO, IWAE, Terms
 from vae.pixels import as_floats
 from vae.run.build import build
-from vae.training.finiteness import NonFiniteWatch
+from vae.run.load import load_run
 from vae.training.lit import LitVAE
 from vae.training.meters import Meter
 
@@ -367,13 +369,13 @@ def test_sums_of_an_epoch_travel_in_a_checkpoint() -> None:
     for count in SIZES:
         lit.meters["train"].add(terms(count))
         meter.add(terms(count))
-    lit.grad_norms, lit.watch.last_finite = [torch.tensor(2.5)], (3.5, 8)
+    lit.grad_norms, lit.last_finite = [torch.tensor(2.5)], (3.5, 8)
     checkpoint: dict[str, Any] = {}
     lit.on_save_checkpoint(checkpoint)
     other = lit_vae()
     other.on_load_checkpoint(checkpoint)
     assert other.means("train") == meter.means("train", normalised=True)
-    assert (other.grad_norms, other.watch.last_finite) == ([torch.tensor(2.5)], (3.5, 8))
+    assert (other.grad_norms, other.last_finite) == ([torch.tensor(2.5)], (3.5, 8))
 
 
 def test_plateau_scheduler_watches_dev_loss() -> None:
@@ -386,28 +388,75 @@ def test_plateau_scheduler_watches_dev_loss() -> None:
     assert found["interval"] == "epoch"
 
 
-def test_what_an_accelerator_notes_names_the_terms_and_the_last_finite_loss() -> None:
-    def terms(log_px: float, kl: float) -> Terms:
-        return Terms(torch.tensor(kl - log_px), torch.full((3,), log_px), torch.full((3, 1), kl), 1.0)
-
-    watch = NonFiniteWatch()
-    for step, (log_px, kl) in enumerate([(-7.0, 1.0), (-6.0, 0.5), (-math.inf, 0.5), (-5.0, 0.5), (-4.0, math.nan)]):
-        watch.note(terms(log_px, kl), step)
-        assert bool(watch.broken) == watch.failed() == (step > 1)
-    assert watch.describe(4) == "the loss is inf at step 2 (epoch 4): reconstruction = inf"
-    assert watch.last_finite == (6.5, 1)
-    assert "last finite loss 6.5 at step 1; lower optimizer.lr=0.1" in str(watch.failure("x", 0.1))
-    first = NonFiniteWatch()
-    first.note(terms(math.nan, 0.5), 0)
-    assert first.failed()
-    assert "no step before it was finite" in str(first.failure("x", 0.1))
+# --- Lightning's own Trainer ------------------------------------------------------------------------------------------
 
 
-def test_no_weight_takes_in_what_an_accelerator_noted() -> None:
-    lit = lit_vae()
-    for log_px, expected in ((-7.0, 1.0), (-math.inf, 0.0), (-7.0, 0.0)):
-        for p in lit.parameters():
-            p.grad = torch.ones_like(p)
-        lit.watch.note(Terms(torch.tensor(-log_px), torch.full((3,), log_px), torch.ones(3, 1), 1.0), 0)
-        lit.watch.protect(lit.parameters())
-        assert all(torch.equal(p.grad, torch.full_like(p, expected)) for p in lit.parameters())  # type: ignore[arg-type]
+def own_trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
+    defaults: dict[str, Any] = {"max_epochs": 2, "logger": False, "enable_progress_bar": False}
+    more = {"enable_model_summary": False, "default_root_dir": folder, "accelerator": "cpu"}
+    return Trainer(**defaults | more | options, callbacks=list(callbacks))
+
+
+@pytest.mark.parametrize("loaders", [0, 1, 2])
+def test_lightnings_own_trainer_takes_any_usual_number_of_validation_loaders(loaders: int, tmp_path: Path) -> None:
+    x, lit = images(), lit_vae()
+    trainer = own_trainer(tmp_path, enable_checkpointing=False)
+    trainer.fit(lit, loader(x), [loader(x[:10]), loader(x)][:loaders] or None)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert {"train/loss", "lr", "train/grad_norm"} <= logged.keys()
+    assert ("dev/loss" in logged, "train_eval/loss" in logged) == (loaders > 0, loaders > 1)
+    assert logged["train/neg_elbo"] == pytest.approx(logged["train/loss"])
+    if loaders:
+        (again,) = own_trainer(tmp_path).validate(lit, loader(x[:10]), verbose=False)
+        assert again["dev/loss"] == logged["dev/loss"]
+
+
+def test_a_third_validation_loader_is_refused(tmp_path: Path) -> None:
+    x = images()
+    with pytest.raises(InputError, match=r"^3 validation loaders: LitVAE takes one of dev images"):
+        own_trainer(tmp_path, num_sanity_val_steps=0).fit(lit_vae(), loader(x), [loader(x), loader(x), loader(x)])
+
+
+def test_lightnings_own_callbacks_find_the_metrics(tmp_path: Path) -> None:
+    """EarlyStopping, ModelCheckpoint, weight averaging and fast_dev_run, with one validation loader."""
+    x, lit = images(), lit_vae(lr=0.0)
+    stop = EarlyStopping("dev/loss", patience=1)
+    best = ModelCheckpoint(tmp_path, "best", "dev/loss")
+    trainer = own_trainer(tmp_path, stop, best, max_epochs=9)
+    trainer.fit(lit, loader(x), loader(x[:10]))
+    assert trainer.current_epoch == 2  # nothing is learnt
+    assert best.best_model_score == trainer.callback_metrics["dev/loss"]
+    own_trainer(tmp_path, fast_dev_run=True).fit(lit_vae(), loader(x), loader(x))
+    own_trainer(tmp_path, StochasticWeightAveraging(1e-3, swa_epoch_start=1)).fit(lit_vae(), loader(x), loader(x))
+    with pytest.raises(InputError, match="was written by LitVAE outside a run, without settings"):
+        load_run(best.best_model_path)
+
+
+class Dicts(Dataset[dict[str, Tensor]]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"image": images(4)[index]}
+
+
+def test_batches_may_be_bare_images_and_never_dicts(tmp_path: Path) -> None:
+    x, losses = images(), []
+    for dataset in (TensorDataset(x, torch.zeros(len(x))), TensorDataset(x), Bare(x)):
+        trainer = own_trainer(tmp_path, max_epochs=1, enable_checkpointing=False)
+        trainer.fit(lit_vae(), DataLoader(dataset, 7))
+        losses.append(trainer.callback_metrics["train/loss"].item())
+    assert len(set(losses)) == 1
+    with pytest.raises(InputError, match=r"^a batch of type dict: LitVAE takes images \(B, C, H, W\) or pairs"):
+        own_trainer(tmp_path).fit(lit_vae(), DataLoader(Dicts(), 2))
+
+
+class Bare(Dataset[Tensor]):
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.x[index]

@@ -39,7 +39,7 @@ OTHER_SITTING = (  # every key that may differ between two sittings, but the slo
     "threads=1", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "data.root=elsewhere",
     "data.mirrors=[https://example.org/]", "data.timeout=3", "data.num_workers=1", "data.eval_batch_size=1500",
     "data.resident=false", "callbacks.checkpoint_minutes=0.001", "callbacks.figures_every=0",
-    "evaluation.cache_dir=elsewhere", "checkpoint=last", "trainer.fast_step=false", "evaluation.figures=false",
+    "evaluation.cache_dir=elsewhere", "checkpoint=last", "evaluation.figures=false",
     "evaluation.formats=[svg]", "evaluation.dpi=100",
 )  # fmt: skip
 

@@ -83,8 +83,8 @@ def test_help_answers_without_torch_and_lists_every_verb(
             ("sample", "latest", "--temperature", "inf"),
             "--temperature=inf: must be a number >= 0; for example --temperature 0.7",
         ),
-        (("bench", "--turns", "-1"), "--turns=-1: must be a whole number of at least 1; for example --turns 3"),
-        (("bench", "--turns", "0"), "--turns=0: must be a whole number of at least 1; for example --turns 3"),
+        (("bench", "--turns", "-1"), "--epochs=-1: must be a whole number of at least 1; for example --epochs 3"),
+        (("bench", "--turns", "0"), "--epochs=0: must be a whole number of at least 1; for example --epochs 3"),
     ],
 )
 def test_a_bad_argument_of_the_vae_command_is_refused_before_torch_is_imported(

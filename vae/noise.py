@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae.cpu import flush_denormals
+from vae.device import flush_denormals
 
 flush_denormals()  # here, since every process that computes imports this module before it starts a thread
 
@@ -49,6 +49,8 @@ def seed_generators(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 Shape = torch.Size | list[int] | tuple[int, ...]

@@ -1,34 +1,38 @@
-"""`vae bench`: training through train.py's own path, beside a bare PyTorch loop and the usual Lightning recipe.
+"""`vae bench`: training through train.py's own path, beside bare PyTorch loops and the usual Lightning recipe.
 
-They run in one process and take turns, every few steps (validation and the usual recipe every epoch), so that a
-machine's moods fall on each alike; only start-up is measured in processes of its own.
+Each contender is a process of its own. They take turns, an epoch each, so that a machine's moods fall on all alike.
 """
 
 import json
+import multiprocessing
 import os
 import resource
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, redirect_stdout
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+import yaml
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms import ToTensor
+from torchvision.transforms.functional import to_pil_image
 
 from vae.data.module import ImageDataModule
-from vae.errors import InputError
+from vae.device import flush_denormals
+from vae.errors import InputError, RunFailed
 from vae.evaluation import estimates
 from vae.noise import fixed_noise
 from vae.objectives import terms_of
-from vae.run.bare import Bare, elapsed, timed
+from vae.run.bare import Bare, Clock, timed
 from vae.run.build import build_data, build_model
 from vae.run.compose import compose
 from vae.run.directory import Run
@@ -37,14 +41,15 @@ from vae.run.process import log_to
 from vae.run.train import train
 
 Seconds = dict[str, list[float]]
-
-TURN = 20  # steps
+Turn = AbstractContextManager[None]  # begins when the contender's turn comes, ends with its epoch
+Contender = Callable[[Settings, ImageDataModule, Turn, int], None]
 
 MATRIX = 2048
-
 SAMPLES, EVALUATED = 500, 40  # importance samples of each image, images
-
+SLOWER = 1.25  # the last epochs by the first, from which a line says so
 LAYERS = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
+GROUPS = ("prior", "posterior", "likelihood", "objective", "optimizer")  # what a step of the same data is made of
+STEPS = 20  # of each option of a group in a turn
 
 # Parts of the profiler's names for operations. Every other operation works element by element.
 KINDS = {
@@ -53,6 +58,57 @@ KINDS = {
     "optimizer": ("adam", "sgd", "foreach", "Optimizer"),
     "moving data": ("copy", "index", "cat", "fill", "zero", "to"),
 }
+
+# --- the contenders ---------------------------------------------------------------------------------------------------
+
+
+def loop(epoch: Callable[[Bare], None]) -> Contender:
+    """A part of the bare loop, again and again."""
+
+    def contend(s: Settings, data: ImageDataModule, turn: Turn, epochs: int) -> None:
+        bare = Bare(s, data)
+        for _ in range(epochs):
+            with turn:
+                epoch(bare)
+
+    return contend
+
+
+def run_through(steps: Callable[[Bare], Iterator[Any]]) -> Callable[[Bare], None]:
+    """A whole epoch of a part that has `steps`, as far as `trainer.limit_train_batches` goes."""
+
+    def epoch(bare: Bare) -> None:
+        for _ in zip(range(bare.steps_an_epoch), steps(bare), strict=False):
+            pass
+
+    return epoch
+
+
+def train_and_validate(bare: Bare) -> None:
+    run_through(Bare.epoch)(bare)
+    bare.validate()
+
+
+class Turns(Callback):
+    """A turn for each epoch of a Lightning trainer: steps, and where there are any, validation, log and checkpoints."""
+
+    def __init__(self, turn: Turn) -> None:
+        self.turn, self.begun = turn, False
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_train_end(trainer, pl_module)  # the epoch before ends here, its checkpoint written
+        self.begun = True
+        self.turn.__enter__()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.begun:
+            self.turn.__exit__(None, None, None)
+
+
+def train_py(s: Settings, data: ImageDataModule, turn: Turn, epochs: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        train(Run(Path(folder) / "run", s), callbacks=[Turns(turn)], data=data, evaluate=False)
+        log_to(None)  # the folder, and the log in it, go
 
 
 class Usual(LightningModule):
@@ -64,7 +120,7 @@ class Usual(LightningModule):
         self.vae, self.objective, self.make = lit.vae, lit.objective, lit.optimizer
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        terms = terms_of(self.objective, self.vae, batch[0], self.global_step, batch[1])
+        terms = terms_of(self.objective, self.vae, batch[0], self.global_step, *batch[1:])
         self.log("train/loss", terms.loss, prog_bar=True)
         self.log("train/reconstruction", -terms.log_px.mean())
         self.log("train/kl", terms.kl.sum(-1).mean())
@@ -78,126 +134,131 @@ class OneByOne(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     """What torchvision's MNIST with ToTensor does for each image: to PIL, and back as floats."""
 
     def __init__(self, data: ImageDataModule) -> None:
-        from torchvision.transforms import ToTensor
-        from torchvision.transforms.functional import to_pil_image
-
-        self.images, self.labels = data.train.images, data.train.labels
-        self.pil, self.tensor = to_pil_image, ToTensor()
+        self.images, self.labels, self.tensor = data.train.images, data.train.labels, ToTensor()
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.tensor(self.pil(self.images[index])), self.labels[index]
+        return self.tensor(to_pil_image(self.images[index])), self.labels[index]
 
 
-class Stopwatch(Callback):
-    """Seconds of each epoch: its training steps alone, and all of it with validation, log, measures and checkpoints.
+def usual(workers: int) -> Contender:
+    def contend(s: Settings, data: ImageDataModule, turn: Turn, epochs: int) -> None:
+        loader: DataLoader[Any] = DataLoader(OneByOne(data), data.batch_size, shuffle=True, num_workers=workers)
+        with tempfile.TemporaryDirectory() as folder:
+            Trainer(
+                max_epochs=epochs, limit_train_batches=s.trainer.limit_train_batches,
+                accelerator=s.trainer.accelerator, callbacks=[Turns(turn)], default_root_dir=folder,
+                enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+            ).fit(Usual(s, data), loader)  # fmt: skip
 
-    The clock stands still for `each_turn(steps)` after every few steps, and for `each_epoch()` after every epoch.
-    """
+    return contend
 
-    def __init__(
-        self, each_turn: Callable[[int], None] | None = None, each_epoch: Callable[[], None] | None = None
-    ) -> None:
-        self.steps: list[float] = []
-        self.whole: list[float] = []
-        self.each_turn, self.each_epoch = each_turn, each_epoch
-        self.since = self.spent = 0.0
-        self.done = 0
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.steps:  # the epoch before ends here, its checkpoint written
-            self._close()
-        self.spent, self.done = 0.0, 0
-        self.since = time.perf_counter()
+CONTENDERS: dict[str, Contender] = {
+    "data": loop(run_through(Bare.batches)),
+    "forward": loop(run_through(Bare.forward)),
+    "bare": loop(run_through(Bare.epoch)),
+    "bare, validated": loop(train_and_validate),
+    "usual, 0 workers": usual(0),
+    "usual, 2 workers": usual(2),
+    "train.py": train_py,
+}
+UNFLUSHED = ", denormals kept"
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self.done += 1
-        if self.done == TURN or trainer.is_last_batch:
-            self.spent += elapsed(self.since)
-            if self.each_turn is not None:
-                self.each_turn(self.done)
-            self.done = 0
-            self.since = time.perf_counter()
-        if trainer.is_last_batch:
-            self.steps.append(self.spent)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._close()
+# --- their turns ------------------------------------------------------------------------------------------------------
 
-    def _close(self) -> None:
-        self.whole.append(self.spent + elapsed(self.since))
-        if self.each_epoch is not None:
-            self.each_epoch()
+
+def contend(name: str, overrides: list[str], epochs: int, pipe: Connection) -> None:
+    """A contender's process, to its end."""
+    sys.stdout = sys.stderr  # the progress of training
+    flush_denormals(not name.endswith(UNFLUSHED))
+    s = compose(overrides)
+    log_to(None)
+    if s.threads:
+        torch.set_num_threads(s.threads)
+    CONTENDERS[name.removesuffix(UNFLUSHED)](s, build_data(s), Clock(pipe), epochs)
+
+
+def race(names: list[str], overrides: list[str], epochs: int) -> Seconds:
+    """Seconds of each epoch of each contender; raises RunFailed where one of them ends early."""
+    context = multiprocessing.get_context("forkserver")  # imports torch once; its children have no thread yet
+    context.set_forkserver_preload(["vae.commands.bench"])
+    pipes, processes = {}, []
+    for name in names:
+        pipes[name], theirs = context.Pipe()
+        processes.append(context.Process(target=contend, args=(name, overrides, epochs, theirs)))
+        processes[-1].start()
+        theirs.close()
+    seconds: Seconds = {name: [] for name in names}
+    try:
+        for _ in range(epochs):
+            for name, pipe in pipes.items():
+                pipe.send("go")
+                seconds[name].append(pipe.recv())
+    except (EOFError, OSError):
+        raise RunFailed(f"vae bench: {name} ended early; its error stands above") from None
+    finally:
+        for process, pipe in zip(processes, pipes.values(), strict=True):
+            pipe.close()
+            process.join(timeout=10)
+            process.terminate()
+    return seconds
+
+
+def summarise(seconds: Seconds, images: int) -> dict[str, dict[str, float]]:
+    """By contender: median and half the range, seconds of the first, middle and last tenth, ratios turn by turn."""
+
+    def ratio(name: str, reference: str) -> float:
+        flushed = reference + (UNFLUSHED if name.endswith(UNFLUSHED) else "")
+        return median(one / other for one, other in zip(seconds[name], seconds[flushed], strict=True))
+
+    table = {}
+    for name, values in seconds.items():
+        tenth, middle = max(1, len(values) // 10), len(values) // 2
+        table[name] = {
+            "seconds": median(values),
+            "spread": (max(values) - min(values)) / 2,
+            "first": median(values[:tenth]),
+            "middle": median(values[middle : middle + tenth]),
+            "last": median(values[-tenth:]),
+            "images_per_second": images / median(values),
+            "to_bare": ratio(name, "bare"),
+            "to_bare_validated": ratio(name, "bare, validated"),
+        }
+    return table
+
+
+# --- a step of the bare loop, looked at more closely ------------------------------------------------------------------
 
 
 def matrix_rate(device: torch.device) -> float:
-    """Floating-point operations a second of one large product, the best of five."""
+    """Floating-point operations per second of one large product, the best of five."""
     a = torch.randn(MATRIX, MATRIX, device=device)
     return 2 * MATRIX**3 / min(timed(lambda: a @ a) for _ in range(5))
 
 
-def usual_epoch(s: Settings, data: ImageDataModule, workers: int, steps: int) -> float:
-    loader: DataLoader[Any] = DataLoader(OneByOne(data), data.batch_size, shuffle=True, num_workers=workers)
-    watch = Stopwatch()
-    with tempfile.TemporaryDirectory() as folder:
-        Trainer(
-            max_epochs=1, limit_train_batches=steps, accelerator=s.trainer.accelerator, callbacks=[watch],
-            default_root_dir=folder, enable_progress_bar=False, enable_model_summary=False,
-            enable_checkpointing=False,
-        ).fit(Usual(s, data), loader)  # fmt: skip
-    return watch.steps[0]
+def flops(bare: Bare) -> int:
+    """Of one step, forward and backward, as torch counts its matrix products and convolutions."""
+    x, y = next(iter(bare.batches()))
+    with FlopCounterMode(display=False) as counter:
+        bare.loss(x, y, 0).backward()
+    return counter.get_total_flops()
 
 
-class Turns:
-    """All parts of the measurement, each taking its turn after some steps of train.py, or after an epoch of it."""
-
-    def __init__(self, s: Settings, turns: int, usual: bool) -> None:
-        self.s, self.turns, self.usual = s, turns, usual
-        self.data = build_data(s)
-        self.bare = Bare(s, self.data)
-        self.device, self.steps = self.bare.device, self.bare.steps_an_epoch
-        self.seconds: Seconds = {}
-        self.first = True
-
-    @property
-    def images(self) -> int:
-        return min(len(self.data.train), self.steps * self.data.batch_size)
-
-    def start(self) -> None:
-        """Each part's next epoch, none of it done."""
-        bare = self.bare
-        self.parts = {"data": bare.batches(), "forward": bare.forward(), "bare": bare.epoch()}
-        self.spent = dict.fromkeys(self.parts, 0.0)
-
-    def run_contenders(self, steps: int) -> None:
-        for name, part in self.parts.items():
-            self.spent[name] += timed(part, steps)
-
-    def end_epoch(self) -> None:
-        spent, self.spent = self.spent, {}
-        spent["bare, validated"] = spent["bare"] + timed(self.bare.validate)
-        self.start()
-        if self.first:  # the first epoch only warms the machine up
-            self.first = False
-            return
-        for workers in (0, 2) if self.usual else ():
-            spent[f"usual, {workers} workers"] = usual_epoch(self.s, self.data, workers, self.steps)
-        for name, seconds in spent.items():
-            self.seconds.setdefault(name, []).append(seconds)
-
-    def run(self) -> Seconds:
-        """Seconds of an epoch of every part, one value a turn."""
-        s = self.s
-        watch = Stopwatch(self.run_contenders, self.end_epoch)
-        self.start()
-        with tempfile.TemporaryDirectory() as folder:
-            train(Run(Path(folder) / "run", s), callbacks=[watch], data=self.data, evaluate=False)
-            log_to(None)  # the folder, and the log in it, go
-        self.seconds["train.py, its steps"] = watch.steps[1:]
-        self.seconds["train.py, all of it"] = watch.whole[1:]
-        return self.seconds
+def shares(bare: Bare, steps: int = 50) -> dict[str, float]:
+    """Where a step's time goes, by the kind of operation; Python's own share is not in it."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it says at length that a machine has no GPU
+    with torch.autograd.profiler.profile(use_cpu=True) as profile:
+        timed(bare.epoch(), steps)
+    spent = dict.fromkeys([*KINDS, "elementwise"], 0.0)
+    for event in profile.key_averages():
+        name = event.key.split("::")[-1]
+        kind = next((k for k, parts in KINDS.items() if any(part in name for part in parts)), "elementwise")
+        spent[kind] += event.self_device_time_total if bare.device.type == "cuda" else event.self_cpu_time_total
+    return {kind: time / sum(spent.values()) for kind, time in spent.items()}
 
 
 @torch.inference_mode()
@@ -206,7 +267,7 @@ def evaluation_turns(bare: Bare, test: Tensor, seed: int, turns: int) -> Seconds
     vae, images = bare.vae.eval(), test[:EVALUATED]
     calls: list[tuple[nn.Module, Tensor]] = []
     hooks = [
-        layer.register_forward_hook(lambda layer, given, _: calls.append((layer, given[0])))
+        layer.register_forward_hook(lambda layer, inputs, _: calls.append((layer, inputs[0])))
         for layer in vae.decoder.modules()
         if isinstance(layer, LAYERS)
     ]
@@ -218,8 +279,8 @@ def evaluation_turns(bare: Bare, test: Tensor, seed: int, turns: int) -> Seconds
 
     def products() -> None:
         for _ in range(chunks):
-            for layer, given in calls:
-                layer(given)
+            for layer, inputs in calls:
+                layer(inputs)
 
     seconds: Seconds = {"products": [], "bound": []}
     for _ in range(turns + 1):
@@ -254,73 +315,6 @@ def start_up(overrides: list[str], turns: int) -> Seconds:
     return seconds
 
 
-def spread(values: list[float]) -> float:
-    return (max(values) - min(values)) / 2
-
-
-def ratio(seconds: list[float], reference: list[float]) -> float:
-    """The median over turns of a part's seconds divided by the reference's."""
-    return median(one / other for one, other in zip(seconds, reference, strict=True))
-
-
-def compare(seconds: Seconds, images: int) -> dict[str, dict[str, float]]:
-    return {
-        name: {
-            "seconds": median(values),
-            "spread": spread(values),
-            "images_per_second": images / median(values),
-            "to_bare": ratio(values, seconds["bare"]),
-            "to_bare_validated": ratio(values, seconds["bare, validated"]),
-        }
-        for name, values in seconds.items()
-    }
-
-
-def report(turns: Turns, overrides: list[str]) -> dict[str, Any]:
-    """Medians and spreads, images a second, ratios to the bare loop, the share of the arithmetic limit."""
-    seconds, rate = turns.run(), matrix_rate(turns.device)
-    bare = turns.bare
-    starts = start_up(overrides, turns.turns)
-    measures = {
-        "parts": compare(seconds, turns.images),
-        "step_shares": shares(bare, min(50, turns.steps)),
-        "matrix_gflops": rate / 1e9,
-        "share_of_arithmetic": turns.steps * flops(bare) / rate / median(seconds["bare"]),
-        "seconds_to_first_step": median(starts["first step"]),
-        "first_step_to_imports": ratio(starts["first step"], starts["imports"]),
-        "peak_memory_gib": peak_memory(turns.device),
-        "device": str(turns.device),
-        "threads": torch.get_num_threads(),
-        "turns": turns.turns,
-    }
-    if bare.vae.likelihood.normalised:
-        spent = evaluation_turns(bare, turns.data.test.images, turns.s.seed, turns.turns)
-        measures["importance_samples_per_second"] = SAMPLES * EVALUATED / median(spent["bound"])
-        measures["evaluation_to_products"] = ratio(spent["products"], spent["bound"])
-    return measures
-
-
-def flops(bare: Bare) -> int:
-    """Of one step, forward and backward, as torch counts its matrix products and convolutions."""
-    x, y = next(iter(bare.batches()))
-    with FlopCounterMode(display=False) as counter:
-        bare.loss(x, y, 0).backward()
-    return counter.get_total_flops()
-
-
-def shares(bare: Bare, steps: int = 50) -> dict[str, float]:
-    """Where a step's time goes, by the kind of operation; Python's own share is not in it."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it says at length that a machine has no GPU
-    with torch.autograd.profiler.profile(use_cpu=True) as profile:
-        timed(bare.epoch(), steps)
-    spent = dict.fromkeys([*KINDS, "elementwise"], 0.0)
-    for event in profile.key_averages():
-        name = event.key.split("::")[-1]
-        kind = next((k for k, parts in KINDS.items() if any(part in name for part in parts)), "elementwise")
-        spent[kind] += event.self_device_time_total if bare.device.type == "cuda" else event.self_cpu_time_total
-    return {kind: time / sum(spent.values()) for kind, time in spent.items()}
-
-
 def peak_memory(device: torch.device) -> float:
     """GiB: of the device's memory, or of this process's."""
     if device.type == "cuda":
@@ -328,16 +322,46 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def main(overrides: list[str], turns: int, usual: bool, as_json: bool) -> None:
-    """Measures and prints; raises InputError for turns below 1."""
-    if turns < 1:
-        raise InputError(f"--turns {turns}: must be a whole number of at least 1; for example --turns 3")
-    s = compose([*overrides, f"trainer.max_epochs={turns + 1}"])  # schedules follow
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def measure(overrides: list[str], epochs: int, usual: bool, denormals: bool) -> dict[str, Any]:
+    """Medians and spreads, images per second, ratios to the bare loop, the share of the arithmetic limit."""
+    names = [name for name in CONTENDERS if usual or not name.startswith("usual")]
+    names += [f"{name}{UNFLUSHED}" for name in names[2:] if denormals]  # all that train
+    overrides = [*overrides, f"trainer.max_epochs={epochs + 1}"]  # schedules follow
+    seconds = {name: values[1:] for name, values in race(names, overrides, epochs + 1).items()}  # the first warms up
+    s = compose(overrides)
+    data = build_data(s)
+    bare, few = Bare(s, data), min(epochs, 5)
+    rate, starts = matrix_rate(bare.device), start_up(overrides, few)
+    measures = {
+        "parts": summarise(seconds, min(len(data.train), bare.steps_an_epoch * data.batch_size)),
+        "step_shares": shares(bare, min(50, bare.steps_an_epoch)),
+        "matrix_gflops": rate / 1e9,
+        "share_of_arithmetic": bare.steps_an_epoch * flops(bare) / rate / median(seconds["bare"]),
+        "seconds_to_first_step": median(starts["first step"]),
+        "first_step_to_imports": median(starts["first step"]) / median(starts["imports"]),
+        "peak_memory_gib": peak_memory(bare.device),
+        "device": str(bare.device),
+        "threads": torch.get_num_threads(),
+        "epochs": epochs,
+    }
+    if bare.vae.likelihood.normalised:
+        spent = evaluation_turns(bare, data.test.images, s.seed, few)
+        measures["importance_samples_per_second"] = SAMPLES * EVALUATED / median(spent["bound"])
+        measures["evaluation_to_products"] = median(spent["products"]) / median(spent["bound"])
+    return measures
+
+
+def main(overrides: list[str], epochs: int, usual: bool, as_json: bool, denormals: bool = False) -> None:
+    """Measures and prints."""
+    s = compose(overrides)
     if s.threads:
         torch.set_num_threads(s.threads)
     with redirect_stdout(sys.stderr):  # the progress of training
         log_to(None)
-        measures = report(Turns(s, turns, usual), overrides)
+        measures = measure(overrides, epochs, usual, denormals)
     print(json.dumps(measures, indent=2)) if as_json else show(measures)
 
 
@@ -346,16 +370,17 @@ def show(measures: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    titles = ("an epoch of", "seconds", "spread", "images a second", "to the bare loop", "validated")
-    table = Table(*titles, box=box.SIMPLE)
+    columns = ("seconds", "spread", "first", "middle", "last")
+    table = Table("an epoch of", "seconds", "spread", "first", "middle", "last", "images/s", "÷ bare", "÷ validated",
+                  box=box.SIMPLE)  # fmt: skip
     for name, row in measures["parts"].items():
-        table.add_row(
-            name,
-            *(f"{row[key]:.3g}" for key in ("seconds", "spread")),
-            f"{row['images_per_second']:,.0f}",
-            *(f"{row[key]:.2f}" for key in ("to_bare", "to_bare_validated")),
-        )
-    Console(width=110).print(table)
+        ratios = (f"{row[key]:.2f}" for key in ("to_bare", "to_bare_validated"))
+        table.add_row(name, *(f"{row[key]:.3g}" for key in columns), f"{row['images_per_second']:,.0f}", *ratios)
+    Console(width=120).print(table)
+    for name, row in measures["parts"].items():
+        if row["last"] > SLOWER * row["first"]:
+            cause = "denormal numbers" if name.endswith(UNFLUSHED) else "a busy or throttled processor"
+            print(f"{name}: epochs become slower, from {row['first']:.3g} to {row['last']:.3g} s; likely {cause}")
     share = ", ".join(f"{kind} {part:.0%}" for kind, part in measures["step_shares"].items())
     print(f"a bare step          {share}")
     reached, times = measures["share_of_arithmetic"], measures["first_step_to_imports"]
@@ -363,6 +388,44 @@ def show(measures: dict[str, Any]) -> None:
     print(f"to the first step    {measures['seconds_to_first_step']:.1f} s, {times:.2f} of the imports")
     if "evaluation_to_products" in measures:
         samples, part = measures["importance_samples_per_second"], measures["evaluation_to_products"]
-        print(f"evaluation           {samples:,.0f} importance samples a second, {part:.2f} of the decoder's products")
-    place = f"{measures['threads']} threads, {measures['turns']} turns, {measures['device']}"
+        print(f"evaluation           {samples:,.0f} importance samples/s, {part:.2f} of the decoder's products")
+    place = f"{measures['threads']} threads, {measures['epochs']} epochs, {measures['device']}"
     print(f"peak memory          {measures['peak_memory_gib']:.2f} GiB; {place}")
+
+
+def main_each(group: str, overrides: list[str], turns: int) -> None:
+    """Prints a line per option of a group of conf/: milliseconds per step, median over turns, and the ratio to the
+    group's default."""
+    usual, options = options_of(group, overrides)
+    default = compose(overrides)
+    if default.threads:
+        torch.set_num_threads(default.threads)
+    data, loops = build_data(default), {}
+    for option in options:
+        try:
+            loops[option] = Bare(compose([*overrides, f"{group}={option}"]), data)
+        except InputError as error:
+            print(f"{option:<22} {error}")
+    seconds: Seconds = {option: [] for option in loops}
+    for _ in range(turns + 1):  # the first turn only warms up
+        for option, bare in loops.items():
+            steps = min(STEPS, bare.steps_an_epoch)
+            seconds[option].append(timed(bare.epoch(), steps) / steps)
+    spent = {option: median(values[1:]) for option, values in seconds.items()}
+    for option, step in spent.items():
+        ratio = f"{step / spent[usual]:.2f} of {usual}" if usual in spent else ""
+        print(
+            f"{option:<22} {1000 * step:8.2f} ms per step  {loops[option].vae.parameter_count:>11,} parameters  {ratio}"
+        )
+
+
+def options_of(group: str, overrides: list[str]) -> tuple[str, list[str]]:
+    """The default's name and all names; raises InputError for what is no group, or is chosen already."""
+    folder = Path(CONF, group)
+    options = sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in ("own", "base"))
+    if group not in GROUPS:
+        raise InputError(f"--each={group}: must be one of {', '.join(GROUPS)}")
+    if chosen := [override for override in overrides if override.startswith(f"{group}=")]:
+        raise InputError(f"{chosen[0]}: --each={group} takes all of them; leave it out")
+    defaults = yaml.safe_load(Path(CONF, "config.yaml").read_text())["defaults"]
+    return next((line[group] for line in defaults if isinstance(line, dict) and group in line), options[0]), options

@@ -321,26 +321,27 @@ def ledger(
 def bench(
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the measures as JSON.")] = False,
-    turns: Annotated[int, typer.Option(help="Epochs of each part; the measures are their medians.")] = 3,
+    epochs: Annotated[int, typer.Option("--epochs", "--turns", help="Epochs of each, in turns, after one more.")] = 3,
     usual: Annotated[bool, typer.Option("--usual", help="Also the usual Lightning recipe, 0 and 2 workers.")] = False,
+    denormals: Annotated[
+        bool, typer.Option("--denormals", help="Also each loop without flushing denormal numbers.")
+    ] = False,
     each: Annotated[
         str | None, typer.Option(metavar="GROUP", help="Instead: a step under every prior, posterior, objective, ...")
     ] = None,
 ) -> None:
-    """Measure training of the configured model, in images a second, beside a bare PyTorch loop.
+    """Measure training of the configured model, in images per second, beside a bare PyTorch loop.
 
-    Example: vae bench model=conv data.root=data --turns 5
+    Example: vae bench model=conv data.root=data --epochs 20 --denormals
     """
-    if turns < 1:
-        raise InputError(f"--turns={turns}: must be a whole number of at least 1; for example --turns 3")
+    if epochs < 1:
+        raise InputError(f"--epochs={epochs}: must be a whole number of at least 1; for example --epochs 3")
+    from vae.commands import bench
+
     if each is not None:
-        from vae.commands import bench_each
-
-        bench_each.main(each, overrides or [], turns)
-        return
-    from vae.commands.bench import main
-
-    main(overrides or [], turns, usual, as_json)
+        bench.main_each(each, overrides or [], epochs)
+    else:
+        bench.main(overrides or [], epochs, usual, as_json, denormals)
 
 
 @app.command(rich_help_panel=MACHINE)

@@ -3,12 +3,14 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vae.data.module import ImageDataModule
+from vae.device import choose_device
 from vae.objectives import terms_of
 from vae.pixels import as_floats
 from vae.run.build import build_model
@@ -20,9 +22,7 @@ class Bare:
 
     def __init__(self, s: Settings, data: ImageDataModule) -> None:
         lit = build_model(s, data)
-        accelerator = s.trainer.accelerator
-        on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
-        self.device = torch.device("cuda" if on_gpu else "cpu")
+        self.device = torch.device(choose_device(s.trainer.accelerator))
         self.vae, self.objective = lit.vae.to(self.device).train(), lit.objective
         self.images, self.labels = data.train.images.to(self.device), data.train.labels.to(self.device)
         self.count = len(data.train)  # more than there are under data.repeat
@@ -75,6 +75,21 @@ class Bare:
             with torch.no_grad():
                 self.loss(x, labels, step)
             yield
+
+
+class Clock:
+    """A turn of a process that is timed: it begins when the other end of the pipe says so, and sends its seconds."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+
+    def __enter__(self) -> None:
+        self.pipe.recv()
+        self.since = time.perf_counter()
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        if kind is None:
+            self.pipe.send(elapsed(self.since))
 
 
 def elapsed(since: float) -> float:

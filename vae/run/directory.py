@@ -19,7 +19,7 @@ from vae.run.settings import read
 # Keys that may differ between two sittings of a run, because no result depends on them.
 NOT_IDENTITY = (
     "run_dir", "threads", "compile", "checkpoint",
-    "trainer.accelerator", "trainer.enable_progress_bar", "trainer.fast_step",
+    "trainer.accelerator", "trainer.enable_progress_bar",
     "data.root", "data.mirrors", "data.timeout", "data.num_workers", "data.eval_batch_size", "data.resident",
     "callbacks.checkpoint_minutes", "callbacks.figures_every", "evaluation.cache_dir",
     "evaluation.figures", "evaluation.formats", "evaluation.dpi",
@@ -146,7 +146,9 @@ class Run:
 
     @contextmanager
     def _opened(self, cfg: DictConfig | None) -> Iterator[None]:
-        check_device(self.settings)
+        from vae.device import choose_device  # not at the top: a list of runs needs no torch
+
+        choose_device(self.settings.trainer.accelerator)  # refuses one that is absent
         with self.lock():
             self.check()
             self.checkpoint_directory.mkdir(exist_ok=True)
@@ -219,17 +221,6 @@ def differences(saved: Plain, now: Plain) -> dict[str, tuple[Any, Any]]:
 def describe_differences(differ: dict[str, tuple[Any, Any]]) -> str:
     said = ", ".join(f"{key} ({show(old)} there, {show(new)} now)" for key, (old, new) in list(differ.items())[:6])
     return said + (f" and {len(differ) - 6} more" if len(differ) > 6 else "")
-
-
-def check_device(settings: Settings) -> None:
-    """Raises InputError where the run asks for a GPU that this machine has not."""
-    import torch  # not at the top: a list of runs needs none of it
-
-    accelerator = settings.trainer.accelerator
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise InputError(
-            f"trainer.accelerator={accelerator}: torch finds no GPU here; take trainer=cpu or trainer=default"
-        )
 
 
 def read_settings(path: Path) -> Plain:

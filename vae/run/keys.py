@@ -45,7 +45,7 @@ class Halves:
 @dataclass(frozen=True)
 class Trainer:
     max_epochs: Annotated[Count, "epochs; may grow later"]
-    accelerator: Annotated[Literal["auto", "cpu", "gpu", "cuda"], "where the run computes"]
+    accelerator: Annotated[Literal["auto", "cpu", "gpu", "cuda", "mps"], "where the run computes"]
     devices: Annotated[
         Count | Annotated[list[CountOrZero], MinLen(1)] | Literal["auto"], "number of devices, or a list of them"
     ]
@@ -57,7 +57,6 @@ class Trainer:
     deterministic: Annotated[bool, "use only algorithms that repeat to the bit on a GPU"]
     limit_train_batches: Annotated[Count | None, "batches per epoch at most; null: all"]
     enable_progress_bar: Annotated[bool | None, "null: on a terminal only"]
-    fast_step: Annotated[bool, "plain steps past Lightning's loop; the numbers are the same"]
 
 
 @dataclass(frozen=True)

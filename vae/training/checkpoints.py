@@ -22,7 +22,6 @@ from typing_extensions import TypedDict
 
 from vae.errors import InputError, RunFailed
 from vae.files import FORMAT, replace, require_plain, require_values
-from vae.training.lightning_insides import close_announced_epoch, end_restart, relocated, restore_loader_states
 
 HANDED_OVER = ".temp.ckpt"  # bare weights that Lightning's ddp_fork and ddp_spawn pass to the process that waits
 
@@ -114,6 +113,12 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, A
     if str(facts.get("format")) != str(FORMAT):  # a tensor compares as one
         version = f"has format {facts.get('format')!r}, this version reads format {FORMAT}"
         raise _refusal(path, f"{version}; the version that wrote it can read it")
+    if facts.get("settings") == {}:
+        raise _refusal(
+            path,
+            "was written by LitVAE outside a run, without settings: build its model in Python, then "
+            f"lit.load_state_dict(torch.load({Path(path).name!r})['state_dict'])",
+        )
     try:
         TypeAdapter(Contents).validate_python(checkpoint)
         require_values(facts["settings"])
@@ -228,7 +233,11 @@ class SaveBest(ModelCheckpoint):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(relocated(state_dict, Path(self.dirpath or ".") / "best.ckpt"))
+        """As if the file had always been here: Lightning would forget the best score of a directory that was moved."""
+        path = Path(self.dirpath or ".") / "best.ckpt"
+        models = dict(zip([str(path)], state_dict["best_k_models"].values(), strict=False))  # one at most
+        paths = dict.fromkeys(("best_model_path", "kth_best_model_path"), str(path))
+        super().load_state_dict(state_dict | paths | {"dirpath": str(path.parent), "best_k_models": models})
 
 
 class SaveLast(Checkpoint):
@@ -259,7 +268,9 @@ class SaveLast(Checkpoint):
         trainer.should_stop = trainer.should_stop or self._stopped
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        restore_loader_states(trainer)
+        # A scheduler that asks for the number of steps sets the loaders up before the loop knows its position. Without
+        # this line, the one use of Lightning's private interface, the epoch would begin anew with its middle's counts.
+        trainer.fit_loop._load_combined_loader_states()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -270,7 +281,10 @@ class SaveLast(Checkpoint):
                 self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        end_restart(trainer)
+        # Lightning calls a loop that resumed in mid-epoch restarting until the epoch ends, and keeps the plateau
+        # scheduler from it for want of a metric, which is there now.
+        if not trainer.sanity_checking:
+            trainer.fit_loop.restarting = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
@@ -279,7 +293,15 @@ class SaveLast(Checkpoint):
         self.save(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        close_announced_epoch(checkpoint)
+        """Makes a checkpoint of `on_train_epoch_start` say that the epoch before is complete, and no more.
+
+        There Lightning has announced an epoch and not begun it. A run resumed from there would count an empty epoch.
+        """
+        loop = checkpoint["loops"]["fit_loop"]
+        for counts in (loop["epoch_progress"]["total"], loop["epoch_progress"]["current"]):
+            if counts["ready"] > counts["started"]:
+                counts["ready"] = counts["started"]
+                loop["state_dict"].pop("combined_loader", None)
 
     def state_dict(self) -> dict[str, Any]:
         return {"stopped": self._stopped}

@@ -40,7 +40,7 @@ class EventFileLogger(TensorBoardLogger):
 
 
 def commits_of(history: Mapping[str, Any]) -> list[str]:
-    """Those that a checkpoint's history names; older versions named none."""
+    """Those that a checkpoint's history names."""
     return list(history.get("commits", [UNKNOWN]))
 
 
