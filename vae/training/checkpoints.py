@@ -113,12 +113,6 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, A
     if str(facts.get("format")) != str(FORMAT):  # a tensor compares as one
         version = f"has format {facts.get('format')!r}, this version reads format {FORMAT}"
         raise _refusal(path, f"{version}; the version that wrote it can read it")
-    if facts.get("settings") == {}:
-        raise _refusal(
-            path,
-            "was written by LitVAE outside a run, without settings: build its model in Python, then "
-            f"lit.load_state_dict(torch.load({Path(path).name!r})['state_dict'])",
-        )
     try:
         TypeAdapter(Contents).validate_python(checkpoint)
         require_values(facts["settings"])
