@@ -10,41 +10,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SHORT, process
-from lightning import Callback, LightningModule, Trainer
+from denormals_probe import denormals_left, products_left
 
 import vae
 from vae.data.batches import EpochBatches, Images, ResumableLoader
 from vae.device import keeps_denormals
 
-DENORMAL = 1e-39
 pytestmark = pytest.mark.skipif(not torch.set_flush_denormal(True), reason="this processor cannot flush denormals")
-
-
-def products_left() -> int:
-    """How many denormals survive a multiplication, of single numbers and of matrices; counted by their bits."""
-    single, matrix = torch.full((2**18,), DENORMAL).mul(1), torch.full((600, 600), DENORMAL) @ torch.eye(600)
-    return sum(int(product.view(torch.int32).count_nonzero()) for product in (single, matrix))
-
-
-def denormals_left() -> int:
-    """The same in one thread and in two."""
-    threads, left = torch.get_num_threads(), 0
-    for count in (1, 2):
-        torch.set_num_threads(count)
-        left += products_left()
-    torch.set_num_threads(threads)
-    return left
-
-
-class Probe(Callback):
-    """Adds a line to `file` for each process that trains."""
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        with open(self.file, "a") as lines:
-            lines.write(f"{os.getpid()} {denormals_left()}\n")
 
 
 def found_by_probe(file: Path) -> list[int]:
@@ -95,7 +67,7 @@ def left():
 before = left()
 import vae
 vae.fit(torch.rand(40, 3, 5), "trainer.max_epochs=1", "evaluation=none", "callbacks.figures_every=0",
-        "+callbacks.extra.probe._target_=test_denormals.Probe", f"+callbacks.extra.probe.file={sys.argv[1]}/lines",
+        "+callbacks.extra.probe._target_=denormals_probe.Probe", f"+callbacks.extra.probe.file={sys.argv[1]}/lines",
         latent_dim=2, run_dir=f"{sys.argv[1]}/run")
 print(before, left())
 """
@@ -112,7 +84,7 @@ def test_a_verb(tmp_path: Path) -> None:
 import sys
 from vae.commands.cli import main
 main()
-from test_denormals import denormals_left
+from denormals_probe import denormals_left
 print(denormals_left())
 """
     assert run_python(code, "sample", str(tmp_path / "run"), "-o", str(tmp_path / "samples.npz")) == "0"
@@ -130,7 +102,7 @@ print(denormals_left())
 )
 @pytest.mark.slow
 def test_processes_that_train(overrides: tuple[str, ...], processes: int, tmp_path: Path) -> None:
-    probe = ("+callbacks.extra.probe._target_=test_denormals.Probe", f"+callbacks.extra.probe.file={tmp_path}/lines")
+    probe = ("+callbacks.extra.probe._target_=denormals_probe.Probe", f"+callbacks.extra.probe.file={tmp_path}/lines")
     few = ("callbacks.figures_every=0", "threads=1", f"run_dir={tmp_path}/run")
     ended = process(*SHORT, *probe, *few, *overrides, cwd=ROOT / "tests")
     assert ended.returncode == 0, ended.stdout + ended.stderr
