@@ -135,12 +135,14 @@ class OneByOne(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, data: ImageDataModule) -> None:
         self.images, self.labels, self.tensor = data.train.images, data.train.labels, ToTensor()
+        self.dynamic = data.binarize == "dynamic"
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.tensor(to_pil_image(self.images[index])), self.labels[index]
+        x = self.tensor(to_pil_image(self.images[index]))
+        return torch.bernoulli(x) if self.dynamic else x, self.labels[index]
 
 
 def usual(workers: int) -> Contender:
@@ -365,6 +367,13 @@ def main(overrides: list[str], epochs: int, usual: bool, as_json: bool, denormal
     print(json.dumps(measures, indent=2)) if as_json else show(measures)
 
 
+def warn_of_slowing(parts: dict[str, dict[str, float]]) -> None:
+    for name, row in parts.items():
+        if row["last"] > SLOWER * row["first"]:
+            cause = "denormal numbers" if name.endswith(UNFLUSHED) else "a busy or throttled processor"
+            print(f"{name}: epochs become slower, from {row['first']:.3g} to {row['last']:.3g} s; likely {cause}")
+
+
 def show(measures: dict[str, Any]) -> None:
     from rich import box
     from rich.console import Console
@@ -377,10 +386,7 @@ def show(measures: dict[str, Any]) -> None:
         ratios = (f"{row[key]:.2f}" for key in ("to_bare", "to_bare_validated"))
         table.add_row(name, *(f"{row[key]:.3g}" for key in columns), f"{row['images_per_second']:,.0f}", *ratios)
     Console(width=120).print(table)
-    for name, row in measures["parts"].items():
-        if row["last"] > SLOWER * row["first"]:
-            cause = "denormal numbers" if name.endswith(UNFLUSHED) else "a busy or throttled processor"
-            print(f"{name}: epochs become slower, from {row['first']:.3g} to {row['last']:.3g} s; likely {cause}")
+    warn_of_slowing(measures["parts"])
     share = ", ".join(f"{kind} {part:.0%}" for kind, part in measures["step_shares"].items())
     print(f"a bare step          {share}")
     reached, times = measures["share_of_arithmetic"], measures["first_step_to_imports"]
