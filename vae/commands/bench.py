@@ -147,7 +147,10 @@ class OneByOne(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
 def usual(workers: int) -> Contender:
     def contend(s: Settings, data: ImageDataModule, turn: Turn, epochs: int) -> None:
-        loader: DataLoader[Any] = DataLoader(OneByOne(data), data.batch_size, shuffle=True, num_workers=workers)
+        fork = "fork" if workers else None  # as in a script; a process of a forkserver would ask that for its workers
+        loader: DataLoader[Any] = DataLoader(
+            OneByOne(data), data.batch_size, shuffle=True, num_workers=workers, multiprocessing_context=fork
+        )
         with tempfile.TemporaryDirectory() as folder:
             Trainer(
                 max_epochs=epochs, limit_train_batches=s.trainer.limit_train_batches,
