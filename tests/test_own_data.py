@@ -17,8 +17,8 @@ import pytest
 import torch
 from conftest import ROOT, settings_of, train
 from PIL import Image
-
 from vae.cpu import keeps_denormals
+
 from vae.data import EMNIST, Arrays, Folder, ImageDataModule, RawSet, Sprites, sets
 from vae.data.axes import leading_axes, principal_axes
 from vae.data.sprites import FACTORS, draw
