@@ -22,7 +22,7 @@ from vae.commands import export
 from vae.errors import InputError
 from vae.run.find import latest
 from vae.run.load import load_run
-from vae.run.sweep import list_runs
+from vae.run.records import list_runs
 from vae.training import checkpoints
 
 Said = pytest.CaptureFixture[str]

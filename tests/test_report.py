@@ -19,7 +19,7 @@ from vae.commands.meanings import meaning
 from vae.commands.report import charts, report
 from vae.errors import InputError
 from vae.run.compare import Table, frame_of, summarise
-from vae.run.sweep import RunRecord
+from vae.run.records import RunRecord
 
 NAME = "a <script>alert(1)</script> run"
 

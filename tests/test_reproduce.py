@@ -17,7 +17,7 @@ from conftest import ROOT, tree
 from vae.commands import cli, ledger, reproduce
 from vae.commands.reproduce import Claim, Rung, columns, jobs_of, judge, ladder, verdict
 from vae.run.compose import compose
-from vae.run.sweep import is_locked
+from vae.run.records import is_locked
 
 TINY = (
     "data=digits", "latent_dim=2", "model.encoder.hidden=[5]", "model.decoder.hidden=[4]", "evaluation=none",

@@ -22,7 +22,7 @@ from vae.run import command, settings
 from vae.run.directory import FAILURE, read_settings, write_yaml
 from vae.run.jobs import LONGEST_NAME, Job, choose_directory, fingerprint, name_jobs, safe_name, take_directory
 from vae.run.probe import probe
-from vae.run.sweep import list_runs, natural
+from vae.run.records import list_runs, natural
 
 # --- the list of runs -------------------------------------------------------------------------------------------------
 
@@ -71,7 +71,9 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_runs_are_listed_without_torch() -> None:
-    code = "import sys; from vae.run.sweep import list_runs; list_runs('.'); print({'torch', 'hydra'} & {*sys.modules})"
+    code = (
+        "import sys; from vae.run.records import list_runs; list_runs('.'); print({'torch', 'hydra'} & {*sys.modules})"
+    )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (ended.stdout, ended.stderr) == ("set()\n", "")
 

@@ -204,7 +204,7 @@ def dashboard(
 
     Example: vae dashboard outputs --port 6007
     """
-    from vae.run.sweep import find_directories
+    from vae.run.records import find_directories
 
     path = expand(folder)
     if not any(next(run.glob("events.out.tfevents.*"), None) for run in (path, *find_directories(path))):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vae.run.find import HOME, LATEST
-from vae.run.sweep import find_directories, list_runs
+from vae.run.records import find_directories, list_runs
 
 
 def runs(incomplete: str) -> list[str]:

@@ -7,7 +7,7 @@ from vae.commands.output import check_out, write_text
 from vae.errors import InputError
 from vae.run.compare import grouped, has
 from vae.run.find import HOME
-from vae.run.sweep import RunRecord, list_runs
+from vae.run.records import RunRecord, list_runs
 from vae.tables import as_csv, text_table, wrapped
 from vae.words import HALF_INTERVAL, number, plus_minus, short_commits
 

@@ -14,7 +14,7 @@ from vae.run.compose import compose
 from vae.run.find import find_run, is_run
 from vae.run.keys import Plain, leaves, show
 from vae.run.parts import known_keys
-from vae.run.sweep import find_directories
+from vae.run.records import find_directories
 from vae.words import duration, short_commits
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def in_words(part: Plain) -> str:
 
 def warnings(run: "TrainedRun", metrics: Plain, rows: list[dict[str, float]], images: int) -> list[str]:
     """What a reader must know before the numbers."""
-    from vae.run.sweep import read_record
+    from vae.run.records import read_record
     from vae.run.table import is_of_the_last
     from vae.run.table import warnings as of_metrics
 

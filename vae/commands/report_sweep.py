@@ -17,8 +17,8 @@ from vae.run.compare_figures import curve_of, runs_by_value
 from vae.run.compare_text import cells_of, effect_cells, findings, title
 from vae.run.keys import show
 from vae.run.load import load_run
+from vae.run.records import RunRecord
 from vae.run.settings import caption
-from vae.run.sweep import RunRecord
 from vae.words import number
 
 CURVES = 10  # lines that a legend still tells apart

@@ -14,7 +14,7 @@ from vae.run.directory import NOT_IDENTITY
 from vae.run.find import HOME
 from vae.run.keys import nearest
 from vae.run.keys import show as show_value
-from vae.run.sweep import RunRecord, list_runs
+from vae.run.records import RunRecord, list_runs
 from vae.tables import as_csv, text_table, wrapped
 from vae.words import number
 

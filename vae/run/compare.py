@@ -21,8 +21,8 @@ from vae.errors import InputError
 from vae.evaluation.statistics import holm, interval, p_value
 from vae.run.directory import NOT_IDENTITY
 from vae.run.keys import CONF, Plain, leaves, nearest, show
+from vae.run.records import RunRecord, list_runs, natural
 from vae.run.settings import monitored
-from vae.run.sweep import RunRecord, list_runs, natural
 
 Keys = dict[str, str]  # of a configuration: the keys that vary, as they are written on the command line
 

@@ -15,7 +15,7 @@ from vae.evaluation.figures.page import DEV, INK, add_colour_bar, chart, describ
 from vae.evaluation.statistics import interval
 from vae.run.compare import Comparison, Table, lower_is_better
 from vae.run.compare_text import title
-from vae.run.sweep import RunRecord, natural
+from vae.run.records import RunRecord, natural
 from vae.training import checkpoints
 
 MOST_KEYS, MOST_LINES = 6, 10  # panels in a row, lines that a legend tells apart

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vae.errors import InputError
 from vae.files import expand
-from vae.run.sweep import find_directories, read_record
+from vae.run.records import find_directories, read_record
 
 HOME = "outputs"  # where runs go that name no run_dir, and where `latest` and advice look
 LATEST = "latest"

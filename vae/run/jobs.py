@@ -26,7 +26,7 @@ from vae.run import settings
 from vae.run.compose import compose_config, explain, hydra_over, key_of
 from vae.run.directory import MAY_GROW, Run, differences, identity, is_complete, read_metrics, read_settings, write_yaml
 from vae.run.keys import CONF, Plain, Settings
-from vae.run.sweep import Status, find_directories, last_epoch, read_record
+from vae.run.records import Status, find_directories, last_epoch, read_record
 from vae.words import duration
 
 Identified = tuple[Path, str | None]  # a run's directory and its fingerprint

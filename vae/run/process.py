@@ -32,6 +32,9 @@ RANKS_AND_SIZES = (
 )  # fmt: skip
 
 
+text_ranks: dict[str, str] = {}  # what begin_command took out of the environment
+
+
 def begin_command() -> None:
     """Prepares the process of a command, before anything else is done.
 
@@ -40,6 +43,9 @@ def begin_command() -> None:
     standard output is replaced by one that swallows all, so that no data file takes its number.
     """
     os.environ["PYTHONSAFEPATH"] = "1"
+    for name in RANKS:
+        if not os.environ.get(name, "0").isdecimal():
+            text_ranks[name] = os.environ.pop(name)  # Lightning cannot even be imported with one
     if not _is_installed():
         checkout = str(Path(__file__).parents[2])
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH")]))
@@ -102,8 +108,8 @@ def alone(trainer: Any) -> Iterator[None]:
     SLURM_PROCID, and a process of rank 1 writes nothing.
     """
     if shares_its_batches(trainer):
-        for name in RANKS:
-            if not (value := os.environ.get(name, "0")).isdecimal():
+        for name, value in ({name: os.environ.get(name, "0") for name in RANKS} | text_ranks).items():
+            if not value.isdecimal():
                 raise InputError(f"{name}={value}: must be a number; unset it, or set it to this process's rank")
         yield
         return

@@ -31,8 +31,8 @@ from vae.run.directory import FAILED_EVENTS, FAILURE, Run, read_metrics, write, 
 from vae.run.jobs import Job, describe, is_finished
 from vae.run.keys import CONF
 from vae.run.process import alone, import_torch_and_lightning, log_file, log_to, stop_with
+from vae.run.records import is_locked
 from vae.run.settings import monitored
-from vae.run.sweep import is_locked
 from vae.run.table import show_result
 from vae.words import duration
 
