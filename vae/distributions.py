@@ -1,5 +1,5 @@
-"""What torch.distributions lacks: of z, fixed noise in Normal, mixtures, flows; of x, squared error, a calibrated
-normal, a discretised logistic.
+"""Distributions that torch lacks. Of z: normals with fixed noise, mixtures, flows; of x: squared error, a calibrated
+normal, a continuous Bernoulli at any logit, a discretised logistic.
 
 Shapes: parameters are (K, B, *event); `log_prob` sums over the event and returns nats, (K, B).
 """
@@ -22,7 +22,7 @@ LEVELS = 255  # grey levels of an image are 0/255, 1/255, ..., 255/255
 
 
 def standard_normal(shape: torch.Size, like: Tensor) -> Tensor:
-    """Numbers from N(0, 1), those of `fixed_noise` within it, in the type and on the device of `like`."""
+    """Draws from N(0, 1), or those of `fixed_noise`, with the type and device of `like`."""
     source = noise_source()
     noise = torch.randn(shape, dtype=like.dtype, device=like.device) if source is None else source(shape)
     return noise.to(like)
@@ -38,7 +38,7 @@ def widest(x: Tensor) -> Tensor:
 
 
 class Latents(Distribution):
-    """A distribution over z (D,); `sample` is `rsample` without gradients, and no argument is checked."""
+    """A distribution over z (D,) whose `sample` is `rsample` without gradients; arguments are not checked."""
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch declares it so)
 
@@ -48,7 +48,7 @@ class Latents(Distribution):
 
 
 class Normal(TorchNormal):
-    """torch's Normal; its draws can be fixed by `fixed_noise`, and its arguments are not checked (no device sync)."""
+    """torch's Normal with draws that `fixed_noise` can fix; arguments are not checked, which would sync the device."""
 
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
         super().__init__(loc, scale, validate_args=False)
@@ -109,7 +109,7 @@ class Mixture(Latents):
         return self.log_weights.exp() @ (c.variance + (c.mean - self.mean).square())
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        """Gradients reach the components, not the weights; the last of D + 1 numbers chooses the component."""
+        """Differentiable in the components, not the weights; the last of D + 1 numbers selects the component."""
         shape = self._extended_shape(torch.Size(sample_shape))
         noise = standard_normal(torch.Size((*shape[:-1], shape[-1] + 1)), self.components.mean)
         levels = widest(self.log_weights.detach()).exp().cumsum(-1)
@@ -137,7 +137,7 @@ PAIRS = 32  # of noise and its negative, for the mean of a flow
 
 
 def paired_noise(dim: int) -> Tensor:
-    """(2 PAIRS, D): the same draws of N(0, I) always, each with its negative."""
+    """(2 PAIRS, D): fixed draws from N(0, I), each with its negative."""
     noise = torch.randn(PAIRS, dim, generator=torch.Generator().manual_seed(0))
     return torch.cat([noise, -noise])
 
@@ -145,8 +145,8 @@ def paired_noise(dim: int) -> Tensor:
 class Flowed(Latents):
     """A Normal (..., D) pushed through an invertible map; event (D,).
 
-    `forward` and `inverse` give the image and the log of their determinant. The density of its own last draw is known
-    from the draw. `noise` is what the mean is taken over.
+    `forward` and `inverse` return the image and their log-determinant. The density of the last draw is kept, since the
+    inverse of an autoregressive flow takes D passes. Mean and variance are taken over `noise`.
     """
 
     def __init__(self, base: Normal, forward: Map, inverse: Map, noise: Tensor) -> None:
@@ -169,7 +169,7 @@ class Flowed(Latents):
 
     @property
     def mean(self) -> Tensor:
-        """Over the same 32 pairs of draws e and -e for every x: there is no closed form."""
+        """Over the same 32 pairs of draws e and -e for every x, since there is no closed form."""
         return self._of_noise().mean(0)
 
     @property
@@ -183,7 +183,7 @@ class Flowed(Latents):
 
 
 def detach(q: Distribution) -> Distribution:
-    """The same density, whose parameters pass no gradient on; raises TypeError where that is not to be had."""
+    """The same density without gradients for its parameters; raises TypeError for other kinds than Gaussians."""
     if isinstance(q, Normal):
         return Normal(q.loc.detach(), q.scale.detach())
     if isinstance(q, FullNormal):
@@ -192,7 +192,7 @@ def detach(q: Distribution) -> Distribution:
 
 
 def log_density(p: Distribution, z: Tensor) -> Tensor:
-    """log p(z) in nats, (..., D) -> (...), whether or not p holds its latents for independent."""
+    """log p(z) in nats, (..., D) -> (...), whether or not the latents are independent under p."""
     score = p.log_prob(z)
     return score if p.event_shape else score.sum(-1)
 
@@ -205,10 +205,10 @@ def log_ratio(p: Distribution, q: Distribution, z: Tensor) -> Tensor:
 
 
 def divergence(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
-    """KL(q || p) in nats: (B, D) where the latents are independent in both, else (B, 1), of all latents together.
+    """KL(q || p) in nats: (B, D) if the latents are independent in both, else (B, 1), of all latents together.
 
-    In closed form where there is one. Else it is Monte Carlo: the mean of log q(z) - log p(z) over the K draws z
-    (K, B, D) ~ q. `kl_form` says which.
+    In closed form if there is one, else Monte Carlo: the mean of log q(z) - log p(z) over the K draws z (K, B, D) ~ q.
+    `kl_form` says which.
     """
     try:
         kl = kl_divergence(q, p)
@@ -234,7 +234,7 @@ def kl_form(q: Distribution, p: Distribution) -> str:
 
 
 class ImageDistribution(Distribution):
-    """Parameters of shape batch + event, the last `event_dim` axes being the event."""
+    """Parameters of shape batch + event, where the last `event_dim` axes are the event."""
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch declares it so)
 
@@ -244,11 +244,15 @@ class ImageDistribution(Distribution):
         self.loc = loc
 
     @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    @property
     def variance(self) -> Tensor:
         return self.stddev.square()
 
     def _sum(self, terms: Tensor) -> Tensor:
-        """Over the event as one axis: flat and (C, H, W) images then add up in the same order, to the bit."""
+        """Sum over the event as one axis, so that flat and (C, H, W) images give the same bits."""
         return terms.flatten(-len(self._event_shape)).sum(-1)
 
 
@@ -256,8 +260,8 @@ class SquaredError(ImageDistribution):
     """The report's L2 in the slot of a likelihood: log_prob(x) = -||x - x_hat||^2, eq. (7) of the report.
 
     `x_hat` is a sample mu' + sigma' e where `scale` is given, else the mean mu'. With the mean it is a Gaussian of
-    variance 1/2 but for a constant; with a sample it is no likelihood at all: its expectation
-    -(||x - mu'||^2 + sum sigma'^2) has its maximum at sigma' = 0. So nothing may print it as nats of an NLL.
+    variance 1/2 up to a constant; with a sample it is no likelihood: its expectation -(||x - mu'||^2 + sum sigma'^2)
+    has its maximum at sigma' = 0, so it must never be reported as an NLL in nats.
     """
 
     normalised = False
@@ -267,12 +271,8 @@ class SquaredError(ImageDistribution):
         self.scale = scale
 
     @property
-    def mean(self) -> Tensor:
-        return self.loc
-
-    @property
     def stddev(self) -> Tensor:
-        """sigma', the spread of the sampled reconstruction: 0 where the mean is the reconstruction."""
+        """sigma' of the sampled reconstruction; 0 if the reconstruction is the mean."""
         return torch.zeros_like(self.loc) if self.scale is None else self.scale
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
@@ -289,10 +289,10 @@ class SquaredError(ImageDistribution):
 
 
 class Gaussian(ImageDistribution):
-    """N(x; loc, scale^2), independent pixels, in nats; `scale` is () for all pixels or one for each, like `loc`.
+    """N(x; loc, scale^2), independent pixels, in nats; `scale` is () for all pixels, or like `loc`.
 
-    One scale for all leaves the squared errors as the only pass over the pixels, which is what an importance-weighted
-    evaluation spends its time on beside the decoder.
+    With one scale the squared errors are the only pass over the pixels, on which an importance-weighted evaluation
+    spends most of its time beside the decoder.
     """
 
     normalised = True
@@ -300,10 +300,6 @@ class Gaussian(ImageDistribution):
     def __init__(self, loc: Tensor, scale: Tensor, event_dim: int = 3) -> None:
         super().__init__(loc, event_dim)
         self.scale = scale
-
-    @property
-    def mean(self) -> Tensor:
-        return self.loc
 
     @property
     def stddev(self) -> Tensor:
@@ -325,8 +321,8 @@ class Gaussian(ImageDistribution):
 class CalibratedNormal(Gaussian):
     """The sigma-VAE's training likelihood (Rybkin et al. 2021, eq. 8): sigma^2 is the batch's mean squared error.
 
-    `log_prob` looks at the data to find the sigma of maximum likelihood, and gradients flow through it; so it
-    serves training only, and `mse` (detached) is what the head keeps for evaluation.
+    `log_prob` takes the sigma of maximum likelihood from the data, and gradients flow through it, so it is for
+    training only; the head keeps `mse` (detached) for evaluation.
     """
 
     mse: Tensor | None = None
@@ -415,7 +411,7 @@ class ContinuousBernoulli(ImageDistribution):
 
 
 class DiscretizedLogistic(ImageDistribution):
-    """A logistic density cut into the 256 grey levels, the tails falling to 0 and 255 (Salimans et al. 2017, eq. 2).
+    """A logistic density cut into 256 grey levels; 0 and 255 include the tails (Salimans et al. 2017, eq. 2).
 
     `log_prob` is in nats and sums to one over the 256 levels; no epsilon is needed, since
     log(S(u) - S(l)) = log S(u) + log S(-l) + log(1 - exp(l - u)) for the logistic function S.

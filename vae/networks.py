@@ -40,21 +40,21 @@ Norm = Annotated[Literal["none", "batch", "group", "layer"], "normalisation afte
 
 
 class Dropout(nn.Dropout):
-    """Each feature is kept with probability 1 - p and divided by it (Srivastava et al. 2014, inverted).
+    """Keeps each feature with probability 1 - p and divides it by 1 - p (Srivastava et al. 2014, inverted).
 
-    On a CPU the mask comes from uniform numbers, in half the time of torch's Bernoulli ones.
+    On a CPU the mask is made from uniform numbers, in half the time of torch's Bernoulli draws.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or x.device.type != "cpu" or self.p == 1:
             return super().forward(x)
-        # float32 under bf16 too, whose uniform numbers are multiples of 1/256
+        # float32 even under bf16, whose uniform numbers are multiples of 1/256
         mask = torch.rand(x.shape, dtype=torch.float32, device=x.device).ge_(self.p)
         return x * mask.to(x.dtype).div_(1 - self.p)
 
 
 def mlp(widths: Sequence[int], activation: str, dropout: float) -> nn.Sequential:
-    """Linear, activation, dropout for every step from one width to the next."""
+    """Linear, activation and dropout between each pair of widths."""
     layers: list[nn.Module] = []
     for wide, narrow in pairwise(widths):
         layers += [nn.Linear(wide, narrow), one_of("activation", activation, ACTIVATIONS)()]
@@ -152,7 +152,7 @@ class Stage(NamedTuple):
 def conv_sizes(
     image_shape: Shape, layers: int, kernel_size: int, stride: int, padding: int, pool: str, half: str = "encoder"
 ) -> list[Stage]:
-    """The sizes through a stack of convolutions; raises InputError, with the arithmetic, where one falls below 1."""
+    """Sizes through a stack of convolutions; raises InputError, with the arithmetic, if one falls below 1."""
     one_of("pool", pool, {"none": None, **POOLS})
     size, stages = (image_shape[1], image_shape[2]), []
     for layer in range(1, layers + 1):
@@ -175,7 +175,7 @@ def conv_sizes(
 
 
 def one_of(name: str, value: str, table: Mapping[str, T]) -> T:
-    """The entry of a table; raises ValueError for a word that is not in it."""
+    """The entry of a table; raises ValueError for an unknown name."""
     if value not in table:
         raise ValueError(f"{name}={value!r}: must be one of {', '.join(table)}")
     return table[value]
@@ -192,7 +192,7 @@ def norm_layer(norm: str, channels: int) -> Iterable[nn.Module]:
 
 
 class ConvEncoder(nn.Module):
-    """Convolutions, then the linear layers `hidden`, which hold nearly all weights and so the dropout."""
+    """Convolutions, then the linear layers `hidden`, which hold nearly all weights and therefore the dropout."""
 
     def __init__(
         self,
@@ -229,7 +229,7 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """The mirror of ConvEncoder: `channels`, `hidden` and the strides are given in the encoder's order."""
+    """Mirror of ConvEncoder; `channels` and `hidden` are given in the encoder's order."""
 
     def __init__(
         self,
@@ -256,7 +256,7 @@ class ConvDecoder(nn.Module):
         for i in reversed(range(len(channels))):
             before, convolved, _ = stages[i]
             c_out = channels[i - 1] if i else image_shape[0]
-            # what the floor division of the encoder's size dropped; always less than the stride
+            # the remainder of the floor division in the encoder's size; always less than the stride
             high, wide = (
                 b - ((c - 1) * stride - 2 * padding + kernel_size) for b, c in zip(before, convolved, strict=True)
             )

@@ -16,7 +16,7 @@ flush_denormals()  # here, since every process that computes imports this module
 
 
 def derive(seed: int, purpose: str, *counters: int) -> int:
-    """A 63-bit seed that is a function of its arguments alone, on every platform and in every process."""
+    """A 63-bit seed that depends on the arguments only, on every platform and in every process."""
     # NumPy pads with zeros, hence the length
     entropy: Any = [seed, zlib.crc32(purpose.encode()), len(counters), *counters]
     if max(entropy) < 2**32:  # NumPy takes words as they are five times as fast as numbers of any size
@@ -57,7 +57,7 @@ Shape = torch.Size | list[int] | tuple[int, ...]
 
 
 class NoiseStreams:
-    """One NumPy stream for each shape of draw: image i of a pass meets the same numbers in a batch of any size."""
+    """One NumPy stream per shape of draw: image i of a pass gets the same numbers for any batch size."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -72,9 +72,9 @@ class NoiseStreams:
 
 
 class RepeatedNoise:
-    """The NoiseStreams of a pass that is made again and again: its draws are kept on `device`, up to `limit` bytes.
+    """NoiseStreams of a repeated pass, whose draws are cached on `device`, up to `limit` bytes.
 
-    After each epoch the same images meet the same numbers; to draw them takes as long as the decoder.
+    Every validation uses the same noise for the same images; drawing it takes as long as the decoder.
     """
 
     def __init__(self, seed: int, device: torch.device, limit: int = 2**27) -> None:
@@ -83,7 +83,7 @@ class RepeatedNoise:
         self.start()
 
     def start(self) -> None:
-        """A pass begins."""
+        """Starts a pass."""
         self.place = 0
         self.streams: NoiseStreams | None = None
 
@@ -106,7 +106,7 @@ class RepeatedNoise:
 
 
 class SharedNoise:
-    """What one process would draw for a whole batch, of which rank r of n takes images r, r + n, ..."""
+    """The noise that one process would draw for a whole batch, of which rank r of n takes images r, r + n, ..."""
 
     def __init__(self, seed: int, rank: int, ranks: int, device: torch.device) -> None:
         self.rank, self.ranks = rank, ranks
@@ -125,17 +125,16 @@ _noise: ContextVar[Noise | None] = ContextVar("noise streams", default=None)
 
 
 def noise_source() -> Noise | None:
-    """What `fixed_noise` has set, or None where torch's own generators draw."""
+    """The source set by `fixed_noise`, or None if torch's own generators draw."""
     return _noise.get()
 
 
 @contextmanager
 def fixed_noise(source: int | Noise) -> Iterator[None]:
-    """Within it, what `Normal` draws depends on the seed and on the image's place in the pass alone.
+    """Within it, draws of `Normal` depend only on the seed and the position of the image in the pass.
 
-    So an evaluation gives the same figures for every batch size and on every device, where the devices' own
-    generators would not. Draws must have shape (K, B, *event) and come in the order of the images. A pass in several
-    pieces hands its `NoiseStreams` in again each time.
+    An evaluation then gives the same numbers for every batch size and on every device. Draws must have shape
+    (K, B, *event) and come in the order of the images. A pass in several pieces reuses its `NoiseStreams`.
     """
     token = _noise.set(NoiseStreams(source) if isinstance(source, int) else source)
     try:
@@ -147,7 +146,7 @@ def fixed_noise(source: int | Noise) -> Iterator[None]:
 def shared_noise(
     seed: int, step: int, batch_idx: int, rank: int, ranks: int, device: torch.device
 ) -> AbstractContextManager[None]:
-    """Within it, processes draw z and x for the images that they share as one would; dropout is each one's own."""
+    """Within it, several processes draw z and x for a batch as one process would; each has its own dropout."""
     if ranks == 1:
         return nullcontext()
     return fixed_noise(SharedNoise(derive(seed, "step", 0, step, batch_idx), rank, ranks, device))

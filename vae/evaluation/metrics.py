@@ -1,6 +1,6 @@
-"""Measures of a finished model: pure functions of arrays, numpy or torch; numpy and plain numbers come back.
+"""Metrics as pure functions of NumPy or torch arrays, which return NumPy arrays and plain numbers.
 
-Wrong shapes raise ValueError: they are a mistake in the calling code, not in a user's configuration.
+Wrong shapes raise ValueError, since they are mistakes in code, not in a configuration.
 """
 
 import math
@@ -20,9 +20,9 @@ def _numpy(values: Array) -> np.ndarray:
 
 
 def mean_and_error(values: Array) -> tuple[float, float]:
-    """Mean of (N,) independent values and its standard error, std (ddof 1) / sqrt(N).
+    """Mean of (N,) independent values and its standard error, std (ddof 1) / sqrt(N); NaN for a single value.
 
-    One value alone has no error: it is nan. No value raises ValueError.
+    Raises ValueError for no values.
     """
     v = _numpy(values).astype(np.float64)  # (N,)
     if v.ndim != 1 or not len(v):
@@ -42,13 +42,13 @@ def bits_per_dimension(nats: float, dimensions: int) -> float:
 
 
 def knn_accuracy(train_mu: Array, train_labels: Array, mu: Array, labels: Array, k: int = 5) -> float:
-    """Share of mu (N, D) whose k nearest in train_mu (M, D) vote for its label; ties go to the lowest label.
+    """Accuracy on mu (N, D) of a vote of the k nearest in train_mu (M, D); ties go to the lowest label.
 
-    Coordinates are not rescaled: the prior has set their scale.
+    Coordinates are not rescaled, since the prior sets their scale.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
-    # brute: from about 15 dimensions a tree takes ten times as long
+    # brute force: from about 15 dimensions on, a tree takes ten times as long
     knn = KNeighborsClassifier(min(k, len(train_mu)), algorithm="brute")
     knn.fit(_numpy(train_mu), _numpy(train_labels))
     return float(knn.score(_numpy(mu), _numpy(labels)))
@@ -94,10 +94,9 @@ def _gaussian(features: Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def gather_chunks(parts: Iterable[Tensor], count: int) -> Tensor:
-    """Results (n, ...) of chunks in one tensor (count, ...) on the CPU; raises ValueError if they are not as many.
+    """Results (n, ...) of chunks in one tensor (count, ...) on the CPU; raises ValueError for another number of rows.
 
-    In a list each would lie where a chunk's large tensors had been, which the next chunk's would find too small: memory
-    grew by gigabytes.
+    A list of results would fragment the memory between the large tensors of the chunks, which cost gigabytes.
     """
     whole, start = torch.empty(0), 0
     for part in parts:
