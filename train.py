@@ -2,14 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
 from vae.run import command, runner, settings
 from vae.run.directory import Run
-from vae.run.keys import CONF
 from vae.run.process import begin_command
 
 
@@ -21,15 +18,11 @@ def train(cfg: DictConfig) -> float:
     return runner.finish(run, cfg)
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
-def job(cfg: DictConfig) -> float:
-    return command.with_exit_codes(train, cfg)
-
-
-def main() -> Any:
+def main() -> float | None:
     begin_command()
     sys.argv[1:] = command.prepare(sys.argv[1:])
-    return None if command.answered(sys.argv[1:]) else job()
+    cfg = command.answer(sys.argv[1:])
+    return None if cfg is None else command.with_exit_codes(train, cfg)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from browser import browser  # noqa: F401 (a fixture)
 from faults_tools import Server
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from vae.run import settings
 from vae.run.compose import compose_config
@@ -60,11 +60,8 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
 
 
 def composed(*overrides: str) -> DictConfig:
-    """The configuration, not resolved, as train.py's job gets it."""
-    cfg = copy.deepcopy(_composed(overrides))
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return cfg
+    """The configuration, not resolved, as train.py gets it."""
+    return copy.deepcopy(_composed(overrides))
 
 
 def settings_of(*overrides: str) -> Settings:
@@ -75,7 +72,6 @@ def train(*overrides: str) -> float:
     """The run of `python train.py overrides`, in this process."""
     from train import train as run
 
-    HydraConfig.instance().set_config(copy.deepcopy(_composed(overrides)))
     log_to(None)
     return run(composed(*overrides))
 

@@ -23,7 +23,7 @@ from vae.files import replace
 from vae.run import settings
 from vae.run.compose import compose_config, key_of, override_of
 from vae.run.directory import NOT_IDENTITY, describe_differences, differences, read_metrics, read_settings
-from vae.run.jobs import Job, check_place, without_hydra
+from vae.run.jobs import Job, check_place
 from vae.run.keys import CONF, Plain, expand_place, nearest
 from vae.run.runner import in_turn, run_jobs, with_joblib
 from vae.tables import text_table
@@ -173,7 +173,7 @@ def jobs_of(rungs: Sequence[Rung], folder: Path, overrides: Sequence[str]) -> li
 
 def job_of(directory: Path, overrides: list[str]) -> Job:
     cfg = compose_config([*overrides, override_of("run_dir", str(directory))], with_hydra=True)
-    s = settings.check(without_hydra(cfg))
+    s = settings.check(cfg)
     if differ := differences(saved_settings(directory) or s.plain, s.plain):
         raise InputError(
             f"{directory}: belongs to another configuration, which differs in {describe_differences(differ)}; "

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
+import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae.errors import InputError, ending
@@ -18,6 +19,7 @@ from vae.run import runner, settings
 from vae.run.compose import compose_config, config_folders, key_of, normalise, override_of, parse
 from vae.run.directory import Run
 from vae.run.jobs import PRESET, Job, check_place, list_jobs, plan_sweep
+from vae.run.keys import CONF
 from vae.run.parts import fill_defaults
 from vae.run.process import (
     collector_off,
@@ -31,7 +33,6 @@ from vae.run.process import (
 )
 
 DRY_RUN = "--dry-run"
-HYDRA_ANSWERS = ("hydra_help", "shell_completion", "experimental_rerun")  # its flags that need no run
 
 
 def prepare(arguments: list[str]) -> list[str]:
@@ -53,10 +54,11 @@ def with_preset_place(overrides: list[str]) -> list[str]:
     return [*overrides, f"run_dir=outputs/multirun/{names[-1]}"]
 
 
-def answered(arguments: list[str]) -> bool:
-    """Whether the command is done: a help text, a sweep, or a list of its runs.
+def answer(arguments: list[str]) -> DictConfig | None:
+    """The configuration of the run that is to be trained, or None where the command is done.
 
-    Ends the process with exit code 2 and one line for a command that cannot be run.
+    That is a help text, one of Hydra's own answers, a sweep or a list of its runs. Ends the process with exit code 2
+    and one line for a command that cannot be run.
     """
     parsed = _parse(arguments)
     try:
@@ -64,25 +66,35 @@ def answered(arguments: list[str]) -> bool:
             from vae.run.helptext import write_help
 
             print(write_help(next((key_of(text) for text in parsed.overrides if "=" not in text), None)))
-            return True
+            return None
+        if asks_hydra(parsed):
+            hydra.main(version_base="1.3", config_path=CONF, config_name="config")(lambda cfg: None)()
+            return None
         with collector_off():  # a check imports the parts
             jobs = check(arguments)
-        if parsed.cfg == "job" and parsed.package is None:  # Hydra's own answer lacks the defaults of constructors
+        if parsed.cfg:  # Hydra's own answer would lack the defaults of constructors
             print(_filled(parsed))
-            return True
-        if DRY_RUN in arguments:
-            if not jobs:
+        elif DRY_RUN in arguments:
+            if not parsed.multirun:
                 raise InputError(f"{DRY_RUN}: lists the runs of a sweep; give it with -m")
             print("\n".join(_list_with_costs(jobs)))
-        elif jobs:
+        elif parsed.multirun:
             with quiet_writers():
                 runner.run_sweep(parsed.overrides, jobs)
+        else:
+            return jobs[0].cfg
     except BaseException as error:
         code, line = ending(error)
         if line:
             print(line, file=sys.stderr)
         sys.exit(code)
-    return bool(jobs)
+    return None
+
+
+def asks_hydra(parsed: argparse.Namespace) -> bool:
+    """Whether Hydra answers by itself: its help, its search path, its own settings."""
+    flags = (parsed.hydra_help, parsed.shell_completion, parsed.experimental_rerun, parsed.info, parsed.package)
+    return any(flags) or parsed.cfg in ("hydra", "all")
 
 
 def _filled(parsed: argparse.Namespace) -> str:
@@ -104,21 +116,22 @@ def _list_with_costs(jobs: list[Job]) -> list[str]:
 
 
 def check(arguments: list[str]) -> list[Job]:
-    """The jobs of a sweep; raises InputError for what can be refused before anything is written, in each of them."""
+    """The runs of a command; raises InputError for what can be refused before anything is written, in each of them."""
     parsed = _parse(arguments)
-    if any(getattr(parsed, question, None) for question in HYDRA_ANSWERS):
+    if asks_hydra(parsed):
         return []
     folders = config_folders(parsed)
-    if parsed.multirun and not parsed.cfg and not parsed.info:
+    if parsed.multirun and not parsed.cfg:
         jobs = plan_sweep(parsed.overrides, folders, parsed.config_name)
         runner.choose_engine(parsed.overrides, jobs[0].directory.parent)
         return jobs
     for override in parsed.overrides:
         if override.lstrip("+").startswith((PRESET, "hydra/launcher", "hydra.launcher.")):
             raise InputError(f"{override}: is for several runs; give it with -m")
-    s = settings.check(compose_config(parsed.overrides, folders, parsed.config_name))
+    cfg = compose_config(parsed.overrides, folders, parsed.config_name, with_hydra=True)
+    s = settings.check(cfg)
     check_place(Path(s.run_dir))
-    return []
+    return [Job("", s, Path(s.run_dir), cfg=cfg)]
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

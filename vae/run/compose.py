@@ -27,9 +27,8 @@ from vae.files import read_yaml
 from vae.run import settings
 from vae.run.keys import CONF, PLACES, Settings, as_plain, expand_place, nearest, show
 from vae.run.parts import GROUPS, NAMED, known_keys
-from vae.run.process import in_a_child
 
-HYDRA_PLACES = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
+OF_HYDRA = ("hydra.searchpath", "hydra/launcher", "hydra.launcher.")  # its own settings that mean something here
 
 
 def compose(arguments: Sequence[str] = ()) -> Settings:
@@ -201,8 +200,8 @@ def check_override(override: str, folders: Iterable[str] = ()) -> None:
     key = key_of(parsed.get_key_element())
     if not key:
         raise InputError(f"{override}: names no key; give key=value")
-    if key in HYDRA_PLACES and not in_a_child():  # Lightning names one for its other processes
-        raise InputError(f"{override}: Hydra's folders are not used; a run or sweep goes to run_dir=...")
+    if key.startswith(("hydra.", "hydra/")) and not key.startswith(OF_HYDRA):
+        raise InputError(f"{override}: of Hydra's own settings only its launchers are used; a run goes to run_dir=...")
     if parsed.is_delete() and (key in known_keys() or _group_folders(key, folders)):
         raise InputError(f"{override}: nothing can be removed, as a run needs all its keys; give {key} another value")
 

@@ -184,14 +184,11 @@ class Run:
             lock.release()
 
     def record(self, cfg: DictConfig) -> None:
-        """What Hydra would have put in `.hydra` before anything was checked; `cfg` may hold Hydra's own part."""
-        from hydra.core.hydra_config import HydraConfig
-
-        hydra = cfg.hydra if "hydra" in cfg else HydraConfig.get()
+        """What Hydra would have put in `.hydra` before anything was checked; `cfg` holds Hydra's own part."""
         plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         write_yaml(self.directory / ".hydra" / "config.yaml", OmegaConf.to_container(plain, enum_to_str=True))
-        write_yaml(self.directory / ".hydra" / "hydra.yaml", OmegaConf.to_container(hydra, enum_to_str=True))
-        write_yaml(self.directory / ".hydra" / "overrides.yaml", list(hydra.overrides.task))
+        write_yaml(self.directory / ".hydra" / "hydra.yaml", OmegaConf.to_container(cfg.hydra, enum_to_str=True))
+        write_yaml(self.directory / ".hydra" / "overrides.yaml", list(cfg.hydra.overrides.task))
 
 
 def as_settings(plain: Plain, directory: Path) -> Settings:

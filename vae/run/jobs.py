@@ -19,7 +19,7 @@ from filelock import FileLock
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from vae.errors import InputError
 from vae.run import settings
@@ -87,7 +87,7 @@ def plan_sweep(overrides: Sequence[str], folders: Sequence[str] = (), config_nam
         except (HydraException, ValueError) as error:
             raise InputError(explain(error, list(overrides), config_name, folders)) from error
     composed = [compose_config(job, folders, config_name, with_hydra=True) for job in each]
-    checked = [settings.check(without_hydra(cfg)) for cfg in composed]
+    checked = [settings.check(cfg) for cfg in composed]
     if any(s.trainer.strategy == "ddp" for s in checked):
         raise InputError(
             "trainer.strategy=ddp: with -m each of its processes would start the whole sweep again; "
@@ -104,10 +104,6 @@ def check_place(directory: Path, key: str = "run_dir") -> None:
         raise InputError(f"{key}={directory}: {nearest} is not a folder; choose a folder that can be written")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"{key}={directory}: {nearest} cannot be written; choose another folder")
-
-
-def without_hydra(cfg: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
 
 
 def check_values(overrides: Sequence[str]) -> None:

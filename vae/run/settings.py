@@ -16,7 +16,8 @@ def resolve(cfg: DictConfig) -> Plain:
     """Plain containers with every default and interpolation filled in, which is what a run is identified by."""
     try:
         fill_defaults(cfg)
-        container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        ours = OmegaConf.masked_copy(cfg, [str(group) for group in cfg if group != "hydra"])
+        container = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         first = str(error).splitlines()[0]
         raise InputError(f"{error.full_key}: {first}; see `python train.py --help`") from error

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import torch
 import yaml
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping
@@ -173,10 +172,9 @@ def indented(text: str) -> str:
 
 
 def given(run: Run) -> dict[str, str]:
-    """The keys of the run's command line with their values, as Hydra recorded them, or of the job under way."""
+    """The keys of the run's command line with their values, as its folder records them."""
     record = run.directory / ".hydra" / "overrides.yaml"
-    under_way = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    overrides = read_yaml(record) if record.exists() else under_way
+    overrides = read_yaml(record) if record.exists() else []
     return {key.lstrip("+"): value for key, _, value in (one.partition("=") for one in overrides or [])}
 
 
