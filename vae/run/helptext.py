@@ -1,14 +1,17 @@
 """docs/keys.md, made from the signatures, and `python train.py --help`, which reads that page: it imports no torch."""
 
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
-import yaml
+from omegaconf import DictConfig, OmegaConf
 
 from vae.errors import InputError
+from vae.run.compose import compose_config
 from vae.run.keys import CONF, PACKAGE, Plain, show
-from vae.run.parts import GROUPS, import_target, known_keys, options, own_keys
+from vae.run.parts import fill_defaults, known_keys, options
 
 # in a wheel inside the package, in a checkout beside it
 PAGE = PACKAGE / "keys.md" if (PACKAGE / "keys.md").is_file() else PACKAGE.parent / "docs" / "keys.md"
@@ -75,36 +78,32 @@ def write_keys_page() -> str:
 
 
 def _defaults(name: str) -> str:
-    """The values of a key without being set: those of the files of conf/, else the constructor's; recipes apart."""
+    """A key's value where it is not set: one, or each with the options of its group that have it."""
     group, _, last = name.rpartition(".")
-    if group in GROUPS:
-        values = {option: _of_option(group, option) for option in options(group)}
-    else:
-        folder = Path(CONF, *group.split("."))
-        files = sorted(folder.glob("*.yaml")) if group not in ("", "model") else [Path(CONF, "config.yaml")]
-        values = {file.stem: _read(file, group if file.stem == "config" else "") for file in files}
     by_value: dict[str, list[str]] = {}
-    for option, keys in values.items():
-        if last in keys and keys[last] != "???":
-            by_value.setdefault(show(keys[last]), []).append(option)
+    for option in options(group) or [""]:
+        values = _unset(group, option)
+        if last in values:
+            by_value.setdefault(_shown(name, values[last]), []).append(option)
     if len(by_value) == 1:
         return f"`{next(iter(by_value))}`"
     return ", ".join(f"`{value}` ({', '.join(names)})" for value, names in by_value.items())
 
 
-def _of_option(group: str, option: str) -> Plain:
-    keys = own_keys(group, import_target(group, options(group)[option]))
-    defaults = {name: key.default for name, key in keys.items() if not key.is_required}
-    for file in (Path(CONF, *group.split("."), f"{name}.yaml") for name in ("base", option)):
-        if file.exists():
-            defaults |= _read(file, group if "@package _global_" in file.read_text() else "")
-    return defaults
+def _shown(name: str, value: Any) -> str:
+    """A value, a part by the name of its option."""
+    if isinstance(value, dict) and "_target_" in value:
+        return next(option for option, target in options(name).items() if target == value["_target_"])
+    return ",".join(value) if isinstance(value, dict) and value else show(value)
 
 
-def _read(file: Path, group: str) -> Plain:
-    """The keys that a file sets, or those that it sets in one group."""
-    plain: Plain = yaml.safe_load(file.read_text()) or {}
-    return plain.get(group, {}) if group else plain
+@functools.cache
+def _unset(group: str, option: str) -> Plain:
+    """The keys of a group with their defaults, under one of its options."""
+    cfg = compose_config([f"{group.replace('.', '/')}={option}"] if option else [])
+    fill_defaults(cfg)
+    node = OmegaConf.select(cfg, group) if group else cfg
+    return cast(Plain, OmegaConf.to_container(node, resolve=False)) if isinstance(node, DictConfig) else {}
 
 
 if __name__ == "__main__":
