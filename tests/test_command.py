@@ -85,14 +85,19 @@ def main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "bad", ["model=conv model.encoder.kernel_size=99", "data.dev_size=2000", "data=mnist data.root=/sys/nowhere"]
+    "bad",
+    [
+        "model=conv model.encoder.kernel_size=99",
+        "data.dev_size=2000",
+        "data=mnist data.timeout=0.1 data.root=/sys/nowhere",
+    ],
 )
 def test_what_is_refused_later_leaves_no_directory(
     bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Where the data must be read or the networks built to know."""
     monkeypatch.chdir(tmp_path)
-    code = main(monkeypatch, *SMALL[:1], *bad.split(), "data.timeout=0.1")
+    code = main(monkeypatch, *SMALL[:1], *bad.split())
     out, err = capfd.readouterr()
     value = bad.rpartition("=")[2]
     assert [line for line in (out + err).splitlines() if value in line]
