@@ -76,6 +76,16 @@ def damaged(run: Path) -> list[str]:
     return [*DAMAGED, "run"]
 
 
+def test_a_page_waits_for_no_fifo(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
+    (run / "figures").mkdir(exist_ok=True)
+    os.mkfifo(run / "figures" / "losses.png")
+    page = ("report", "outputs/run", "--images", "0", "-o", "x.html")
+    assert "losses.png: cannot be read (it is a FIFO" in refused(monkeypatch, capsys, *page)
+    (run / "figures" / "losses.png").unlink()
+    (run / "figures" / "losses.png").write_text("no picture")
+    assert "losses.png: cannot be read as a picture" in refused(monkeypatch, capsys, *page)
+
+
 @pytest.mark.parametrize("arguments", [("runs",), ("compare", "outputs"), ("ledger",)])
 def test_a_bad_run_is_a_line_and_the_list_goes_on(
     arguments: tuple[str, ...], damaged: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Said

@@ -14,8 +14,6 @@ import typer
 from vae.commands import use
 from vae.commands.options import (
     OUT,
-    Checkpoint,
-    CheckpointOption,
     Chosen,
     ForceOption,
     Format,
@@ -230,32 +228,25 @@ def explore(
     explore(chosen.run, output, images, chosen.checkpoint, tuple(chosen.trust or ()), force)
 
 
-@app.command(rich_help_panel=RUNS)
+@verb(app, RUNS)
 def report(
-    run: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN|SWEEP", help="A run, or a folder of runs.", autocompletion=complete("runs"), show_default=False
-        ),
-    ],
+    chosen: Chosen,
     output: PageOption = PAGE,
     images: PageImagesOption = 1000,
     metric: Annotated[
         list[str] | None,
         typer.Option(help="Of a sweep: compare by this metric. Repeatable.", autocompletion=complete("metrics")),
     ] = None,
-    checkpoint: CheckpointOption = Checkpoint.best,
-    trust: TrustOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Write a run, or a sweep, on one page: results, curves, figures, configuration, and the latent explorer.
+    """Write a run, or a folder of runs, on one page: results, curves, figures, configuration, and the latent explorer.
 
     Example: vae report outputs/mine -o page.html
     """
-    announce(run)
+    announce(chosen.run)
     from vae.commands.report import report
 
-    report(run, output, images, checkpoint, tuple(trust or ()), force, metric or ())
+    report(chosen.run, output, images, chosen.checkpoint, tuple(chosen.trust or ()), force, metric or ())
 
 
 @app.command(rich_help_panel=RUNS)

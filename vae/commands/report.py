@@ -10,6 +10,7 @@ from vae.commands.explore import explorer_of
 from vae.commands.meanings import meaning
 from vae.commands.page import check_output, write_page
 from vae.errors import InputError
+from vae.files import require_plain
 from vae.run.compose import compose
 from vae.run.find import find_run, is_run
 from vae.run.keys import Plain, leaves, show
@@ -159,7 +160,7 @@ def warnings(run: "TrainedRun", metrics: Plain, rows: list[dict[str, float]], im
 
 def logged_warnings(log: Path) -> list[str]:
     """Warnings and errors of the training log, each once."""
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    lines = require_plain(log, 2**26).read_text(errors="replace").splitlines() if log.exists() else []
     said = [match[1] for line in lines if (match := re.match(r"\S+ \S+ (?:WARNING|ERROR) (.*)", line))]
     return [f"train.log: {line}" for line in dict.fromkeys(said)]
 
@@ -247,8 +248,11 @@ def figure_order(path: Path) -> tuple[int, str]:
 def picture(path: Path) -> dict[str, str]:
     from PIL import Image
 
-    with Image.open(path) as image:
-        said = str(image.info.get("Description", ""))
+    try:
+        with Image.open(require_plain(path, 2**26), formats=("PNG",)) as image:
+            said = str(image.info.get("Description", ""))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as a picture; `vae evaluate` draws it again") from error
     name = path.stem.replace("_", " ")
     content = base64.b64encode(path.read_bytes()).decode()
     return {

@@ -3,7 +3,6 @@
 A command line is its author's own; a run's files may be a stranger's, and to build a part is to execute it.
 """
 
-import functools
 import os
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -31,7 +30,7 @@ from vae.run.directory import (
     read_settings,
 )
 from vae.run.find import find_run, require_checkpoint
-from vae.run.keys import CONF, Plain, walk
+from vae.run.keys import Plain, targets, walk
 from vae.run.own_modules import find_own_modules
 from vae.run.parts import GROUPS, import_target
 from vae.run.settings import verify
@@ -197,18 +196,11 @@ def is_place(place: tuple[str, ...]) -> bool:
     return place in PART_PLACES or place[:-1] in (("callbacks", "extra"), ("logger",))
 
 
-@functools.cache
-def own_targets() -> frozenset[str]:
-    """The project's parts: what the files of conf/ name of this package, and null, which is a scheduler."""
-    texts = [file.read_text() for file in Path(CONF).rglob("*.yaml")]
-    return frozenset(["None", *re.findall(r"^ *_target_: (vae\.\S+)", "\n".join(texts), re.MULTILINE)])
-
-
 def is_trusted(place: tuple[str, ...], target: Any, trust: Collection[str]) -> bool:
     if not is_place(place) or not isinstance(target, (str, type(None))):
         return False
     name = str(target)
-    if place in PART_PLACES and name in own_targets():
+    if place in PART_PLACES and target in targets():
         return True
     if (place[0] in ("optimizer", "scheduler") and TORCH.fullmatch(name)) or (
         place[0] == "logger" and LOGGERS.fullmatch(name)
