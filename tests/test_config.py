@@ -369,7 +369,12 @@ ANOTHER = {
     "evaluation.formats": ["svg"], "evaluation.dpi": 200,
     "data.resident": True,
 }  # fmt: skip
-FETCHING = {"data.root": "elsewhere", "data.mirrors": ["https://example.org/"], "data.timeout": 1.5}  # not of digits
+FETCHING = {
+    "data.cache_dir": "elsewhere",
+    "data.root": "elsewhere",
+    "data.mirrors": ["https://example.org/"],
+    "data.timeout": 1.5,
+}  # not of digits
 
 
 def changed(given: tuple[str, ...], key: str, value: Any) -> Settings:

@@ -19,7 +19,7 @@ from conftest import ROOT, settings_of, train
 from PIL import Image
 from vae.cpu import keeps_denormals
 
-from vae.data import EMNIST, Arrays, Folder, ImageDataModule, RawSet, Sprites, sets
+from vae.data import EMNIST, Arrays, Folder, ImageDataModule, RawSet, Sprites, arrays, sets
 from vae.data.axes import leading_axes, principal_axes
 from vae.data.sprites import FACTORS, draw
 from vae.errors import InputError
@@ -112,7 +112,7 @@ def test_what_is_no_image_is_counted_and_hidden_folders_are_no_classes(
     assert data.class_names == ["cat", "dog"]
     assert len(data.train) + len(data.dev) + len(data.test) == 8
     (line,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
-    assert "8 train images of 1x5x7 (channels x height x width) in 2 classes" in line
+    assert "8 images of 1x5x7 (channels x height x width) in 2 classes" in line
     assert line.endswith("left out: 2 .gif, 1 .ipynb_checkpoints/, 1 .txt, 1 @eaDir/, 1 hidden, 1 without a suffix")
 
 
@@ -153,6 +153,30 @@ def test_linked_folders_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     data = module(Folder, path=str(tmp_path / "set"))
     assert data.class_names == ["linked", "near"]
     assert sum(len(part) for part in (data.train, data.dev, data.test)) == 12
+
+
+def test_many_images_are_decoded_once_and_anew_where_one_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrays, "CACHED_FROM", 6)
+    for number in range(6):
+        picture(tmp_path / "mine" / str(number % 2) / f"{number}.png", number)
+    decoded: list[int] = []
+    decode = arrays.decode
+    monkeypatch.setattr(arrays, "decode", lambda files, *rest: decoded.append(len(files)) or decode(files, *rest))
+    where = {"path": str(tmp_path / "mine"), "cache_dir": str(tmp_path / "cache")}
+    first, second = (module(Folder, **where) for _ in range(2))
+    assert decoded == [6]
+    assert first.md5 == second.md5
+    assert torch.equal(first.train.images, second.train.images)
+    picture(tmp_path / "mine" / "0" / "0.png", 77, (5, 7))
+    os.utime(tmp_path / "mine" / "0" / "0.png", (1, 1))
+    assert 77 in numbers(module(Folder, **where).train)
+    module(Folder, size=4, **where)
+    assert decoded == [6, 6, 6]
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2  # the stale one is gone, another size has its own
+    (tmp_path / "file").touch()
+    assert module(Folder, path=where["path"], cache_dir=str(tmp_path / "file")).image_shape == (1, 5, 7)
 
 
 def test_a_tilde_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

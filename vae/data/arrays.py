@@ -1,5 +1,7 @@
 """People's own images: a folder of files, or an array in a file."""
 
+import hashlib
+import itertools
 import logging
 import os
 import sys
@@ -12,19 +14,21 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import torch
 from annotated_types import Len
+from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
 from vae.data.images import SUFFIXES, list_counts, read_image, walk_images
 from vae.data.module import BatchSize, ImageDataModule, Loaded, RawSet, Split
 from vae.errors import InputError, first_line
-from vae.files import expand, natural, require_plain
+from vae.files import expand, natural, require_plain, whole_file
 from vae.types import Choices, Count, Text
 
 log = logging.getLogger(__name__)
 
 MOST_CLASSES = 10_000
 MOST_CHANNELS = 4
+CACHED_FROM = 1000  # images; fewer are decoded in a second or two
 DIM = 64  # images whose lightest pixel is darker would train as black
 Size = Annotated[
     Count | Annotated[list[Count], Len(2, 2)] | None,
@@ -64,7 +68,9 @@ def use_full_range(what: str, images: Tensor) -> Tensor:
 
 def describe(splits: Mapping[str, Loaded], class_names: Sequence[str]) -> str:
     """`90 train and 30 test images of 3x64x64 in 2 classes`."""
-    counts = " and ".join(f"{len(images)} {split}".strip() for split, (images, _) in splits.items())
+    counts = " and ".join(f"{len(images):,} {split}" for split, (images, _) in splits.items())
+    if len(splits) == 1:
+        counts = f"{len(splits['train'][0]):,}"
     shape = "x".join(map(str, splits["train"][0].shape[1:]))
     classes = f" in {len(class_names)} classes" if class_names else " without labels"
     return f"{counts} images of {shape} (channels x height x width){classes}"
@@ -120,9 +126,15 @@ class Folder(OwnImages):
 
     expected = "a folder of PNG or JPEG images"
 
-    def __init__(self, size: Size = None, mode: Mode = None, **own: Any) -> None:
+    def __init__(
+        self,
+        size: Size = None,
+        mode: Mode = None,
+        cache_dir: Annotated[Text, "folder in which many images are kept decoded"] = "outputs/.cache",
+        **own: Any,
+    ) -> None:
         super().__init__(**own)
-        self.size, self.mode = size, mode
+        self.size, self.mode, self.cache_dir = size, mode, cache_dir
 
     def load(self) -> RawSet:
         root = require_path(self.path, self.expected)
@@ -131,12 +143,13 @@ class Folder(OwnImages):
         files, left_out = split_files(root)
         names = sorted({name for part in files.values() for _, name in part if name is not None}, key=natural)
         codes = {name: code for code, name in enumerate(names)}
+        every = [file for file, _ in itertools.chain(*files.values())]
+        images = torch.from_numpy(read_images(every, self.size, self.mode, expand(self.cache_dir)))
+        parts = zip(files.items(), images.split([len(part) for part in files.values()]), strict=True)
         loaded: dict[str, Loaded] = {}
-        shape: tuple[Path, tuple[int, ...]] | None = None
-        for split, part in files.items():
-            images, shape = _read_files(part, self.size, self.mode, shape)
+        for (split, part), pixels in parts:
             labels = torch.tensor([codes[name] for _, name in part if name is not None]) if names else None
-            loaded[split] = use_full_range(self.what, images), labels
+            loaded[split] = use_full_range(self.what, pixels), labels
         rest = f"; left out: {list_counts(left_out)}" if left_out else ""
         log.info("%s: %s%s", self.what, describe(loaded, names), rest)
         return RawSet(loaded["train"], loaded.get("test"), loaded.get("dev"), names or None)
@@ -180,26 +193,52 @@ def with_classes(folder: Path, files: list[Path]) -> list[Labeled]:
     return [(file, None if flat else names[0]) for file, names in zip(files, parts, strict=True)]
 
 
-def _read_files(
-    files: list[Labeled], size: Size, mode: str | None, first: tuple[Path, tuple[int, ...]] | None
-) -> tuple[Tensor, tuple[Path, tuple[int, ...]]]:
-    """uint8 images (N, C, H, W), and the image whose shape all others have."""
+def read_images(files: list[Path], size: Size, mode: str | None, cache: Path) -> np.ndarray:
+    """uint8 images (N, C, H, W) of files; many are decoded once and from then on mapped from a file in `cache`.
+
+    It is replaced when a name, a size or a time of change differs. Raises InputError for images of several shapes.
+    """
+    if len(files) < CACHED_FROM:
+        return decode(files, size, mode)
+    family = _digest(os.path.abspath(os.path.commonpath(files)), size, mode)
+    stamps = [(str(file), (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
+    path = cache / f"images-{family}-{_digest(stamps)}.npy"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"images-{family}.lock"):  # the jobs of a sweep decode once
+            if not path.exists():
+                images = decode(files, size, mode)
+                for stale in cache.glob(f"images-{family}-*.npy"):
+                    stale.unlink()
+                with whole_file(path) as file:
+                    np.save(file, images)
+            return np.load(path, mmap_mode="c")
+    except OSError as error:
+        log.warning(
+            "%s: decoded images cannot be saved here (%s); they are decoded at every start", cache, error.strerror
+        )
+        return decode(files, size, mode)
+
+
+def _digest(*values: object) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:12]
+
+
+def decode(files: list[Path], size: Size, mode: str | None) -> np.ndarray:
     images = np.empty(0, np.uint8)
-    for row, (file, _) in enumerate(tqdm(files, "images", leave=False, disable=not sys.stderr.isatty())):
+    for row, file in enumerate(tqdm(files, "images", leave=False, disable=not sys.stderr.isatty())):
         pixels = read_image(file, size, mode)
-        first = first or (file, pixels.shape)
-        if pixels.shape != first[1]:
-            one, other = ("x".join(map(str, shape)) for shape in (first[1], pixels.shape))
-            raise InputError(
-                f"data.path={file.parent}: the images have several shapes, {one} (channels x height x width, "
-                f"{first[0].name}) and {other} ({file.name}); data.size=28 resizes them, data.mode=L or RGB gives them "
-                "the same channels"
-            )
         if not row:
             images = np.empty((len(files), *pixels.shape), np.uint8)
+        if pixels.shape != images.shape[1:]:
+            first, other = ("x".join(map(str, shape)) for shape in (images.shape[1:], pixels.shape))
+            raise InputError(
+                f"data.path={file.parent}: the images have several shapes, {first} (channels x height x width, "
+                f"{files[0].name}) and {other} ({file.name}); data.size=28 resizes them, data.mode=L or RGB gives "
+                "them the same channels"
+            )
         images[row] = pixels
-    assert first is not None  # walk_images found one at least
-    return torch.from_numpy(images), first
+    return images
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ NOT_IDENTITY = (
     "run_dir", "threads", "compile", "checkpoint",
     "trainer.accelerator", "trainer.enable_progress_bar",
     "data.root", "data.mirrors", "data.timeout", "data.num_workers", "data.eval_batch_size", "data.resident",
+    "data.cache_dir",
     "callbacks.checkpoint_minutes", "callbacks.figures_every", "evaluation.cache_dir",
     "evaluation.figures", "evaluation.formats", "evaluation.dpi",
 )  # fmt: skip

@@ -28,7 +28,7 @@ from vae.types import Count, CountOrZero, Plain, Positive, Rate, Seed, Text
 PACKAGE = Path(__file__).resolve().parent.parent
 # in a wheel inside the package, in a checkout beside it
 CONF = str(PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf")
-PLACES = ("run_dir", "data.root", "data.path", "evaluation.cache_dir")  # keys that hold a path
+PLACES = ("run_dir", "data.root", "data.path", "data.cache_dir", "evaluation.cache_dir")  # keys that hold a path
 LONGEST_NAME = 255  # bytes of a file's name that file systems take
 
 Monitor = Literal["dev/loss", "dev/neg_elbo", "dev/unweighted_loss", "dev/elbo", "dev/reconstruction", "dev/kl"]
