@@ -70,6 +70,14 @@ def test_one_label_serves_all_images_and_none_is_an_error(x: Tensor) -> None:
             call()
 
 
+@pytest.mark.parametrize("y", [3, -1, LABELS + 1, LABELS[:4], LABELS.float(), torch.zeros(6, dtype=torch.int64)])
+def test_labels_that_are_no_classes_or_not_as_many_are_an_error(x: Tensor, y: Tensor | int) -> None:
+    vae = make()
+    for call in (lambda: vae.encode(x, y), lambda: vae.decode(torch.randn(4, 5, 2), y)):
+        with pytest.raises(InputError, match="labels"):
+            call()
+
+
 def test_gradients_reach_what_the_labels_pass_through(x: Tensor) -> None:
     vae = make()
     ELBO(samples=2)(vae, x, 0, LABELS).loss.backward()
@@ -222,6 +230,6 @@ def test_what_does_not_go_together_is_refused(arguments: str, said: str) -> None
 def test_images_without_labels_are_refused(tmp_path: Path) -> None:
     import numpy as np
 
-    np.save(tmp_path / "x.npy", np.zeros((30, 4, 6), np.uint8))
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(256, size=(30, 4, 6), dtype=np.uint8))
     with pytest.raises(InputError, match="the images have no labels"):
         build(settings_of("data=npz", f"data.path={tmp_path / 'x.npy'}", "model.conditional=true"))

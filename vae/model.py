@@ -116,6 +116,12 @@ class VAE(nn.Module):
                 "Python, as in vae.encode(x, y)"
             )
         labels = y if isinstance(y, Tensor) else torch.tensor(y)
+        if labels.numel() not in (1, count):
+            raise InputError(f"{labels.numel()} labels for {count} images: give one for each, or one for all")
+        if labels.device.type == "cpu" and count:
+            low, high = (value.item() for value in labels.aminmax())
+            if not 0 <= low <= high < self.classes or labels.is_floating_point():
+                raise InputError(f"labels from {low} to {high}: this model has the classes 0 to {self.classes - 1}")
         return labels.to(self.prior_loc.device).expand(count)
 
     @property
