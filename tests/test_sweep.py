@@ -1,6 +1,7 @@
 """Sweeps: the runs below a folder, folders named by what varies, what is left to do, and what failed."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,9 +21,19 @@ from vae.errors import InputError
 from vae.model import VAE
 from vae.run import command, settings
 from vae.run.directory import FAILURE, read_settings, write_yaml
-from vae.run.jobs import LONGEST_NAME, Job, choose_directory, fingerprint, name_jobs, safe_name, take_directory
+from vae.run.jobs import (
+    LONGEST_NAME,
+    Job,
+    choose_directory,
+    fingerprint,
+    name_jobs,
+    plan_sweep,
+    safe_name,
+    take_directory,
+)
 from vae.run.probe import probe
 from vae.run.records import list_runs, natural
+from vae.run.runner import choose_engine, run_jobs
 
 # --- the list of runs -------------------------------------------------------------------------------------------------
 
@@ -338,3 +349,33 @@ def test_a_launcher_that_cannot_start_is_refused(monkeypatch: pytest.MonkeyPatch
             command.check(["-m", "latent_dim=2,3", launcher])
     with pytest.raises(InputError, match="is for several runs; give it with -m"):
         command.check(["latent_dim=2", "hydra/launcher=joblib"])
+
+
+def test_lost_slurm_jobs_are_failed_runs_and_squeue_is_asked_where_sacct_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With programs in Slurm's place: sbatch keeps its script and runs nothing, and squeue knows no job."""
+    programs = {"sbatch": f'cp "$1" {tmp_path}/script; echo "Submitted batch job 7"', "sacct": "exit 1"}
+    for name in ("sbatch", "sacct", "srun", "squeue"):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{programs.get(name, 'exit 0')}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    given = ["latent_dim=2,3", "data=digits", f"run_dir={tmp_path / 'sweep'}", "hydra/launcher=submitit_slurm"]
+    given += ["hydra.launcher.partition=main", "hydra.launcher.additional_parameters.nice=100"]
+    outcomes = run_jobs(plan_sweep(given), choose_engine(given, tmp_path / "sweep"))
+    assert sorted((outcome.job.name, outcome.code) for outcome in outcomes) == [
+        ("latent_dim=2", 1),
+        ("latent_dim=3", 1),
+    ]
+    assert all(outcome.line.startswith("job 7_") for outcome in outcomes)
+    script = (tmp_path / "script").read_text()
+    for line in (
+        "--array=0-1",
+        "--partition=main",
+        "--mem=4GB",
+        "--time=240",
+        "--signal=USR1@120",
+        "--nice=100",
+        "--requeue",
+    ):
+        assert f"#SBATCH {line}" in script

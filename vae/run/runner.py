@@ -26,7 +26,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from vae.errors import FAILED, InputError, RunFailed, Stopped, ending, is_known
+from vae.errors import FAILED, InputError, RunFailed, Stopped, ending, first_line, is_known
 from vae.run.directory import FAILED_EVENTS, FAILURE, Run, read_metrics, write, write_yaml
 from vae.run.jobs import Job, describe, is_finished
 from vae.run.keys import CONF
@@ -38,7 +38,7 @@ from vae.words import duration
 
 COMPARISON = "comparison"  # a folder in the sweep's own
 STOPPED = 143  # exit code of a run that was told to stop, by a signal or by its deadline
-PATIENCE = 1.0  # seconds between two looks at what submitit's jobs do
+PAUSE = 1.0  # seconds between two looks at what submitit's jobs do
 
 log = logging.getLogger(__name__)
 
@@ -280,7 +280,7 @@ def with_submitit_local(
 
     executor = submitit.AutoExecutor(submitit_folder, cluster="local")
     executor.update_parameters(**parameters)
-    yield from _submit(executor, jobs)
+    yield from outcomes_of(executor.map_array(Resumable(), jobs), jobs)
 
 
 def with_submitit_slurm(
@@ -292,26 +292,30 @@ def with_submitit_slurm(
 ) -> Iterator[Outcome]:
     """One array of Slurm jobs."""
     os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # read when submitit is imported
-    from vae.run.slurm import Executor
+    import submitit
 
-    executor = Executor(submitit_folder, max_num_timeout=max_num_timeout)
-    executor.update_parameters(**executor._convert_parameters(parameters))  # as submitit asks for
-    yield from _submit(executor, jobs)
+    from vae.run.slurm import SHARED_PARAMETERS, SqueueJob, has_accounting
+
+    executor = submitit.AutoExecutor(submitit_folder, cluster="slurm", slurm_max_num_timeout=max_num_timeout)
+    named = {name if name in SHARED_PARAMETERS else f"slurm_{name}": value for name, value in parameters.items()}
+    executor.update_parameters(**named)
+    submitted: list[Any] = executor.map_array(Resumable(), jobs)
+    if not has_accounting():
+        submitted = [SqueueJob(submitit_folder, job.job_id) for job in submitted]
+    yield from outcomes_of(submitted, jobs)
 
 
-def _submit(executor: Any, jobs: Sequence[Job]) -> Iterator[Outcome]:
-    """A job that is cancelled or lost has failed; it stops no other."""
+def outcomes_of(submitted: Sequence[Any], jobs: Sequence[Job]) -> Iterator[Outcome]:
+    """Those of submitit's jobs. One that is cancelled or lost has failed; it stops no other."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
     from submitit.helpers import as_completed
 
-    submitted = executor.map_array(Resumable(), jobs)
-    job_of = {one.job_id: job for one, job in zip(submitted, jobs, strict=True)}
-    for one in as_completed(submitted, poll_frequency=PATIENCE):
+    job_of = {task.job_id: job for task, job in zip(submitted, jobs, strict=True)}
+    for task in as_completed(submitted, poll_frequency=PAUSE):
         try:
-            yield one.result()
+            yield task.result()
         except (FailedJobError, UncompletedJobError) as error:
-            line = (str(error).strip().splitlines() or ["no message"])[0]
-            yield Outcome(job_of[one.job_id], FAILED, f"job {one.job_id}: {line}")
+            yield Outcome(job_of[task.job_id], FAILED, f"job {task.job_id}: {first_line(error)}")
 
 
 LAUNCHER = "hydra/launcher"

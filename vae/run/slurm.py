@@ -3,8 +3,12 @@
 import subprocess
 from typing import Any
 
-from submitit.slurm.slurm import SlurmExecutor, SlurmInfoWatcher, SlurmJob
+from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
+# what submitit sets for every kind of cluster; the rest is Slurm's
+SHARED_PARAMETERS = {
+    "name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node", "stderr_to_stdout",
+}  # fmt: skip
 # states after which a job does not run again; one that squeue does not list any more has ended too
 ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT",
@@ -36,10 +40,3 @@ class SqueueWatcher(SlurmInfoWatcher):
 
 class SqueueJob(SlurmJob[Any]):
     watcher = SqueueWatcher(delay_s=30)
-
-
-class Executor(SlurmExecutor):
-    def __init__(self, folder: str, **options: Any) -> None:
-        super().__init__(folder, **options)
-        if not has_accounting():
-            self.job_class = SqueueJob
