@@ -17,11 +17,11 @@ import pytest
 import torch
 from conftest import ROOT, settings_of, train
 from PIL import Image
-from vae.cpu import keeps_denormals
 
 from vae.data import EMNIST, Arrays, Folder, ImageDataModule, RawSet, Sprites, arrays, sets
 from vae.data.axes import leading_axes, principal_axes
 from vae.data.sprites import FACTORS, draw
+from vae.device import keeps_denormals
 from vae.errors import InputError
 from vae.run.settings import caption
 from vae.training import checkpoints
