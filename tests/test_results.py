@@ -94,7 +94,7 @@ def test_table_returns_the_monitored_figure_and_names_the_places(run: Path, caps
     found = metrics(run)
     assert show_result(opened(run)) == found["dev/loss"]
     out = capsys.readouterr().out
-    headline = f"Digits, grey levels: dev/loss {written(found, 'dev/loss')} in epoch 1 of 1"
+    headline = f"Digits: dev/loss {written(found, 'dev/loss')} in epoch 1 of 1"
     assert headline in " ".join(out.split())
     value, error = found["test/reconstruction"], found["test/reconstruction_error"]
     shown, _, spread = written(found, "test/reconstruction").partition(" ± ")

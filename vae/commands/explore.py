@@ -17,11 +17,16 @@ def explore(
     find_run(path)  # answers in a moment, where torch takes seconds
     check_output(output, force)
     from vae.run.load import load_run
-    from vae.run.settings import caption
 
     run = load_run(path, which, trust=trust)
     data = explorer_of(run, images)
-    write_page(output, "explore.html.j2", name=run.directory.name, what=caption(run.settings.plain), explorer=data)
+    write_page(
+        output,
+        "explore.html.j2",
+        name=run.directory.name,
+        what=run.caption,
+        explorer=data,
+    )
 
 
 def explorer_of(run: "TrainedRun", images: int) -> dict[str, Any]:

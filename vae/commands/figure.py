@@ -9,7 +9,6 @@ from vae.evaluation.estimates import sample_metrics
 from vae.evaluation.gallery import FIGURES, NO_CLASSIFIER, Subject, draw_figure
 from vae.run.keys import nearest
 from vae.run.results import history_of
-from vae.run.settings import caption
 
 
 def list_() -> None:
@@ -26,7 +25,7 @@ def draw(chosen: Chosen, name: str, out: str | None, force: bool) -> None:
         raise InputError(f"{name}: there is no such figure; {hint}")
     run = chosen.open()
     history, s = history_of(run), run.settings
-    subject = Subject(run.vae, run.data, history.curve, caption(s.plain), s.seed, f"{run.which} checkpoint")
+    subject = Subject(run.vae, run.data, history.curve, run.caption, s.seed, f"{run.which} checkpoint")
     if NO_CLASSIFIER in FIGURES[name].reasons and run.data.classes > 1:
         count = s.evaluation.generated or 1000
         subject.generated = sample_metrics(run.vae, run.data, Path(s.evaluation.cache_dir), count, s.seed)[1]

@@ -20,4 +20,4 @@ def main(overrides: list[str], output: str) -> None:
         for layer in layers:
             print(f"  {', '.join(layer.names):<40} {by(layer.shape):>16} {layer.parameters:>12,}")
     print(f"{vae.parameter_count:,} parameters")
-    write(place, lambda: architecture_figure(vae, caption(settings.plain)), {})
+    write(place, lambda: architecture_figure(vae, caption(settings.plain, vae.image_shape[0])), {})

@@ -158,10 +158,9 @@ class Use(Chosen):
         `text` ends the caption; `shows` opens the picture's alternative text.
         """
         from vae.commands.output import write
-        from vae.run.settings import caption
 
         of_class = "" if run.label is None else f"; given class {run.class_names[run.label]}"
-        begin = f"{run.directory.absolute().name}: {caption(run.settings.plain)}; {run.vae.latent_dim} latents"
+        begin = f"{run.directory.absolute().name}: {run.caption}; {run.vae.latent_dim} latents"
         place = self.place or run.directory / "figures" / name
         write(place, lambda: draw(f"{begin}{of_class}; {text}"), values, shows)
 

@@ -101,11 +101,10 @@ def headline(run: "TrainedRun", metrics: Plain) -> str:
 
 def facts(run: "TrainedRun", metrics: Plain) -> dict[str, str]:
     """What was trained, in words."""
-    from vae.run.settings import caption
 
     plain, parts = run.settings.plain, run.settings.plain["model"]
     told = {
-        "Data": caption(plain),
+        "Data": run.caption,
         "Encoder": in_words(parts["encoder"]),
         "Latents": f"{plain['latent_dim']}, posterior {in_words(plain['posterior'])}, prior {in_words(plain['prior'])}",
         "Decoder": in_words(parts["decoder"]),

@@ -18,7 +18,6 @@ from vae.run.compare_text import cells_of, effect_cells, findings, title
 from vae.run.keys import show
 from vae.run.load import load_run
 from vae.run.records import RunRecord
-from vae.run.settings import caption
 from vae.words import number
 
 CURVES = 10  # lines that a legend still tells apart
@@ -130,7 +129,7 @@ def pictures_of(record: RunRecord, draws: bool, trust: tuple[str, ...]) -> tuple
         return [], f"its pictures have not been drawn; vae evaluate {record.directory} draws them"
     try:
         run = load_run(record.directory, trust=trust)
-        subject = Subject(run.vae, run.data, lambda _: [], caption(run.settings.plain), run.settings.seed)
+        subject = Subject(run.vae, run.data, lambda _: [], run.caption, run.settings.seed)
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder, f"{name}.png") for name in SHOWN]
             for file in files:

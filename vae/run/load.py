@@ -33,7 +33,7 @@ from vae.run.find import find_run, require_checkpoint
 from vae.run.keys import Plain, targets, walk
 from vae.run.own_modules import find_own_modules
 from vae.run.parts import GROUPS, import_target
-from vae.run.settings import verify
+from vae.run.settings import caption, verify
 from vae.training import checkpoints
 from vae.training.lit import LitVAE
 from vae.words import printable
@@ -57,6 +57,11 @@ class TrainedRun(Run):
     @property
     def vae(self) -> VAE:
         return self.lit.vae
+
+    @property
+    def caption(self) -> str:
+        """What figures say of the data."""
+        return caption(self.settings.plain, self.vae.image_shape[0])
 
     @cached_property
     def data(self) -> ImageDataModule:

@@ -146,7 +146,13 @@ def draw(
     """The report's figures and ours, as files in the run's `figures/`; by name."""
     settings = run.settings
     subject = Subject(
-        lit.vae, data, history.curve, caption(settings.plain), settings.seed, f"{which} checkpoint", generated
+        lit.vae,
+        data,
+        history.curve,
+        caption(settings.plain, data.image_shape[0]),
+        settings.seed,
+        f"{which} checkpoint",
+        generated,
     )
     drawn = {name: draw_figure(name, subject) for name in names_of(subject)}
     folder = run.directory / ("figures" if which == "best" else f"figures_{which}")

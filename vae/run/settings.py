@@ -117,9 +117,11 @@ def watched_by_plateau(s: Settings, normalised: bool) -> str:
     return unweighted(normalised) if mode == "max" else name
 
 
-def caption(plain: Plain) -> str:
-    """What every figure says of its data: the set and, since nats depend on it, how it was binarised."""
+def caption(plain: Plain, channels: int | None = None) -> str:
+    """What every figure says of its data: the set, colour, grey levels or, since nats depend on it, binarisation."""
     data = plain["data"]
-    grey = data.get("binarize", "none")
+    binarize = data.get("binarize", "none")
     name = Path(data["path"]).name if data.get("path") else str(data["_target_"]).rpartition(".")[2]
-    return f"{name}, {'grey levels' if grey == 'none' else f'{grey} binarisation'}"
+    if binarize != "none":
+        return f"{name}, {binarize} binarisation"
+    return name if channels is None else f"{name}, {'grey levels' if channels == 1 else 'colour'}"

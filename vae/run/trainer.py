@@ -145,7 +145,7 @@ def prepared_trainer(
         history,
         settings.callbacks.figures_every,
         settings.seed,
-        caption(settings.plain),
+        caption(settings.plain, data.image_shape[0]),
         lambda: baselines(lit.vae, data),
         texts(run),
         sheet_of(run),
