@@ -283,7 +283,7 @@ def test_no_runs_no_folder_no_such_metric_and_no_such_baseline_are_refused(grid:
         (lambda: compare([tmp_path / "gone"]), "there is no such folder"),
         (lambda: compare([grid], ["dev/los"]), "did you mean dev/loss"),
         (lambda: compare([grid], baseline="latent_dim=7"), "latent_dim=2, 4"),
-        (lambda: compare([grid], baseline="width=7"), "does not vary here; these keys do: dropout, latent_dim"),
+        (lambda: compare([grid], baseline="width=7"), "does not vary; these keys do: dropout, latent_dim"),
     ]:
         with pytest.raises(InputError, match=words):
             bad()

@@ -126,7 +126,7 @@ def pictures_of(record: RunRecord, draws: bool, trust: tuple[str, ...]) -> tuple
     if all(file.exists() for file in files):
         return [picture(file) for file in files], ""
     if not draws:
-        return [], f"its pictures have not been drawn; vae evaluate {record.directory} draws them"
+        return [], f"vae evaluate {record.directory} draws them"
     try:
         run = load_run(record.directory, trust=trust)
         subject = Subject(run.vae, run.data, lambda _: [], run.caption, run.settings.seed)
@@ -136,4 +136,4 @@ def pictures_of(record: RunRecord, draws: bool, trust: tuple[str, ...]) -> tuple
                 write_figure(draw_figure(file.stem, subject), file)
             return [picture(file) for file in files], ""
     except (InputError, RunFailed) as error:
-        return [], f"its pictures cannot be drawn: {error}"
+        return [], f"they cannot be drawn ({error})"

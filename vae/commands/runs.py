@@ -19,12 +19,14 @@ from vae.tables import as_csv, text_table, wrapped
 from vae.words import number
 
 # columns where no metric is named; a narrow terminal drops them from the end
-USUAL = ("dev/loss", "test/nll", "test/active_units", "epochs", "test/neg_elbo", "test/unweighted_loss", "seconds")
+USUAL = (
+    "dev/loss", "test/nll", "test/active_units", "epochs", "test/neg_elbo", "test/unweighted_loss", "seconds",
+)  # fmt: skip
 PLACE = ("run", "status", "message")
 
 
 def runs(*roots: str | os.PathLike[str]) -> DataFrame:
-    """The runs below these folders (`outputs` where none is named), one row per run: place, status, settings, metrics.
+    """The runs below these folders (by default `outputs`), one row per run: place, status, settings, metrics.
 
     The columns that differ between the runs come first.
     """
@@ -33,7 +35,8 @@ def runs(*roots: str | os.PathLike[str]) -> DataFrame:
 
 def frame_of(records: Iterable[RunRecord]) -> DataFrame:
     rows = DataFrame([record.row for record in records])
-    varying = [name for name in rows if name not in (*PLACE, *NOT_IDENTITY) and rows[name].map(repr).nunique() > 1]
+    settings = [name for name in rows if name not in (*PLACE, *NOT_IDENTITY)]
+    varying = [name for name in settings if rows[name].map(repr).nunique() > 1]
     first = [name for name in (*PLACE, *varying) if name in rows]
     return rows[[*first, *(name for name in rows if name not in first)]]
 
@@ -54,8 +57,7 @@ def list_(
             raise InputError(f"{name}: no run here has it; {nearest(name, list(table))}")
     order = order_of(table, sort, reverse)
     if place is not None:
-        rows = table.iloc[order].to_dict("list")
-        write_text(place, as_csv({name: [_csv_value(value) for value in column] for name, column in rows.items()}))
+        write_text(place, as_csv(table.iloc[order].map(_csv_value).to_dict("list")))
     else:
         show([records[i] for i in order], metrics)
 
@@ -68,7 +70,7 @@ def order_of(table: DataFrame, name: str, reverse: bool) -> list[int]:
     numbers = to_numeric(column, errors="coerce")
     texts = column.astype(str).where(numbers.isna() & column.notna())
     ordered = DataFrame({"number": numbers, "text": texts}).reset_index(drop=True)
-    return list(ordered.sort_values(["number", "text"], ascending=not reverse, na_position="last", kind="stable").index)
+    return list(ordered.sort_values(["number", "text"], ascending=not reverse, kind="stable").index)
 
 
 def _csv_value(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Runs beside one another: one row per configuration, averaged over its seeds. Imports no torch.
 
-Metrics on different scales never share a column: another likelihood, other images or another number of importance
-samples make another table.
+Metrics on different scales never share a column: another likelihood, other images or another number of
+importance samples make another table.
 """
 
 import functools
@@ -26,10 +26,14 @@ from vae.run.settings import monitored
 
 Keys = dict[str, str]  # of a configuration: the keys that vary, as they are written on the command line
 
-IN_NATS = ("loss", "reconstruction", "neg_elbo", "unweighted_loss", "elbo", "nll", "distortion", "bits_per_dimension")
-HIGHER = ("/elbo", "accuracy", "precision", "recall", "entropy", "active_units", "images_per_second")  # is better
-OF_ALL_IMAGES = ("batch_size", "repeat", "seed", "_partial_")  # keys of data that move no scale
-NO_KEYS = (*NOT_IDENTITY, "evaluation.features", "evaluation.probes", "evaluation.figures")  # of a configuration
+IN_NATS = (
+    "loss", "reconstruction", "neg_elbo", "unweighted_loss", "elbo", "nll", "distortion", "bits_per_dimension",
+)  # fmt: skip
+# metrics of which more is better end so
+HIGHER = ("/elbo", "accuracy", "precision", "recall", "entropy", "active_units", "images_per_second")
+OF_ALL_IMAGES = ("batch_size", "repeat", "seed", "_partial_")  # keys of data that change no dev or test image
+# keys that make no other configuration
+NO_KEYS = (*NOT_IDENTITY, "evaluation.features", "evaluation.probes", "evaluation.figures")
 ALPHA = 0.05
 DIFFERENCE = ["_difference", "_difference_low", "_difference_high", "_p"]
 OF_METRIC = ["", "_low", "_high", *DIFFERENCE, "_p_holm", "_verdict"]
@@ -43,12 +47,14 @@ class Table:
     scale: dict[str, str]  # what sets it apart from the other tables
     runs: DataFrame  # one row per run: its configuration's name, seed, record and keys
     baseline: str = ""  # the name of a configuration, or nothing where the one asked for is not in this table
-    rows: DataFrame = field(default_factory=DataFrame)  # one per configuration: keys, seeds, OF_METRIC of each metric
+    # one per configuration: its keys, the number of seeds, and OF_METRIC of each metric
+    rows: DataFrame = field(default_factory=DataFrame)
 
     def values(self, metric: str) -> DataFrame:
         """A row per configuration and a column per seed; nan where a seed was not run."""
         numbers = self.runs.assign(number=[float(record.metrics[metric]) for record in self.runs["record"]])
-        return numbers.pivot(index="name", columns="seed", values="number").reindex(self.runs["name"].unique())
+        values = numbers.pivot(index="name", columns="seed", values="number")
+        return values.reindex(self.runs["name"].unique())
 
     def keys(self, name: str) -> Keys:
         first = self.runs[self.runs["name"] == name].iloc[0]
@@ -56,14 +62,15 @@ class Table:
 
     @property
     def keys_that_vary(self) -> list[str]:
-        return [key for key in self.rows.columns[: self.rows.columns.get_loc("seeds")] if self.rows[key].nunique() > 1]
+        keys = self.rows.loc[:, :"seeds"].columns[:-1]
+        return [key for key in keys if self.rows[key].nunique() > 1]
 
     def short_name(self, name: str) -> str:
         """A configuration by what sets it apart from the baseline, and the baseline by its own keys."""
         if not self.baseline or name == self.baseline:
             return name
-        theirs = self.keys(self.baseline)
-        return ",".join(f"{key}={value}" for key, value in self.keys(name).items() if theirs.get(key) != value)
+        apart = self.keys(name).items() - self.keys(self.baseline).items()
+        return ",".join(f"{key}={value}" for key, value in sorted(apart))
 
 
 @dataclass
@@ -87,41 +94,38 @@ def compare(
 ) -> Comparison:
     """The runs below these folders, by configuration.
 
-    Without `metrics`: the one that the best epoch was chosen by, or one that can be compared across all of these runs;
-    the NLL and the Frechet distance. `baseline` is `key=value,...`; without it, the configuration with the fewest
-    differences to the defaults. Raises InputError for a folder without runs, a metric that no run has and a baseline
-    that no configuration matches.
+    Without `metrics`: the one that the best epoch was chosen by, or one that can be compared across all of these
+    runs; the NLL and the Frechet distance. `baseline` is `key=value,...`; without it, the configuration with the
+    fewest differences to the defaults. Raises InputError for a folder without runs, a metric that no run has and a
+    baseline that no configuration matches.
     """
     records = list_runs(*roots)
     if not records:
         raise InputError(f"{', '.join(map(str, roots))}: holds no runs; give a folder written by train.py")
     finished = [record for record in records if record.metrics is not None]
-    left_out = [
-        describe_left_out(record) for record in records if record.metrics is None or record.status != "finished"
-    ]
+    left_out = [describe_left_out(record) for record in records if record.status != "finished"]
     if not finished:
         return Comparison([], [], [], left_out)
     check_metrics(metrics, finished)
     chosen, notes = (list(dict.fromkeys(metrics)), []) if metrics else usual_metrics(finished)
     flats = flatten_all(record.settings or {} for record in finished)
     keys = varying_keys(flats)
-    wanted = parse_baseline(baseline, keys, flats)
+    required = parse_baseline(baseline, keys, flats)
     runs = frame_of(finished, [{key: show(flat[key]) for key in keys if key in flat} for flat in flats])
     repeated = runs[runs.duplicated(["name", "seed"])]["record"]
-    left_out += [
-        f"{record.directory}: repeats a configuration and seed; the first run of them counts" for record in repeated
-    ]
+    left_out += [f"{record.directory}: repeats a configuration and seed, of which one counts" for record in repeated]
     tables, reasons = split_by_scale(runs.drop_duplicates(["name", "seed"]), chosen)
     usual = default_values([record.settings or {} for record in finished]) if keys else {}
     for table in tables:
-        table.baseline = nearest_name(table, wanted, usual)
+        table.baseline = nearest_name(table, required, usual)
         table.rows = summarise(table, keys)
     return Comparison(tables, keys, [*notes, *reasons], left_out)
 
 
 def frame_of(records: Sequence[RunRecord], keys: Sequence[Keys]) -> DataFrame:
     """One row per run, in the order of the configurations' names."""
-    names = [",".join(f"{key}={value}" for key, value in each.items()) or "the only configuration" for each in keys]
+    pairs = [[f"{key}={value}" for key, value in configuration.items()] for configuration in keys]
+    names = [",".join(pair) or "the only configuration" for pair in pairs]
     seeds = [int((record.settings or {})["seed"]) for record in records]
     frame = DataFrame({"name": names, "seed": seeds, "record": records, "keys": keys})
     return frame.iloc[sorted(range(len(names)), key=lambda i: natural(names[i]))].reset_index(drop=True)
@@ -132,13 +136,13 @@ def describe_left_out(record: RunRecord) -> str:
     return f"{record.directory}: {words}{f': {record.message}' if record.message else ''}"
 
 
-# --- which metrics ----------------------------------------------------------------------------------------------------
+# --- which metrics
 
 
 def usual_metrics(records: Sequence[RunRecord]) -> tuple[list[str], list[str]]:
-    """What the best epochs were chosen by, or what can be compared instead; the NLL, the Frechet distance; and a note.
+    """What the best epochs were chosen by, or what can be compared instead; the NLL, the Frechet distance.
 
-    A loss under two weights of the KL gives way to the loss with beta 1.
+    And a note on what is compared instead. A loss under two weights of the KL gives way to the loss with beta 1.
     """
     watched = list(dict.fromkeys(map(monitor_of, records)))
     candidates = [*watched, "dev/neg_elbo", "dev/unweighted_loss", "test/nll"]
@@ -150,7 +154,8 @@ def usual_metrics(records: Sequence[RunRecord]) -> tuple[list[str], list[str]]:
     if first == watched[0] and len(watched) == 1:
         return metrics, []
     apart = ", ".join(differing(scales_of(watched[0], records).values())) or "these runs"
-    return metrics, [f"{' and '.join(watched)} cannot be compared across {apart}: {first} is compared instead"]
+    monitors = " and ".join(watched)
+    return metrics, [f"{monitors} cannot be compared across {apart}: {first} is compared instead"]
 
 
 def monitor_of(record: RunRecord) -> str:
@@ -162,9 +167,9 @@ def has(record: RunRecord, metric: str) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def check_metrics(wanted: Iterable[str], records: Iterable[RunRecord]) -> None:
+def check_metrics(metrics: Iterable[str], records: Iterable[RunRecord]) -> None:
     known = {name for record in records for name in record.metrics or {} if name != "provenance"}
-    for name in wanted:
+    for name in metrics:
         if name not in known:
             raise InputError(f"--metric {name}: no run has it; {nearest(name, sorted(known))}")
 
@@ -173,11 +178,11 @@ def lower_is_better(metric: str) -> bool:
     return not re.sub(r"_convnet.*", "", metric).endswith(HIGHER)
 
 
-# --- which configuration ----------------------------------------------------------------------------------------------
+# --- which configuration
 
 
 def flatten(plain: Plain) -> dict[str, Any]:
-    """The keys that a result depends on; a part stands under its group, by its option: `optimizer` is `adam`."""
+    """The keys that a result depends on; a part stands under its group, by its option: optimizer=adam."""
     flat = {}
     for name, value in leaves(plain):
         group, _, last = name.rpartition(".")
@@ -205,27 +210,28 @@ def option_of(group: str, target: Any) -> str:
 @functools.cache
 def options() -> dict[tuple[str, str | None], str]:
     """(group, target) -> the first option of conf/ that has it."""
-    found: dict[tuple[str, str | None], str] = {}
+    named: dict[tuple[str, str | None], str] = {}
     for file in sorted(Path(CONF).rglob("*/*.yaml")):
         target = re.search(r"^ *_target_: (\S+)", file.read_text(), re.MULTILINE)
         if target:
             group = ".".join(file.parent.relative_to(CONF).parts)
-            found.setdefault((group, None if target[1] == "null" else target[1]), file.stem)
-    return found
+            named.setdefault((group, None if target[1] == "null" else target[1]), file.stem)
+    return named
 
 
 def varying_keys(flats: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that differ between configurations, and not only because a part of another kind has others."""
-    names = sorted({name for flat in flats for name in flat} - {"seed"}, key=lambda name: (name.count("."), name))
-    found: list[str] = []
-    for name in names:
+    """The keys that differ between configurations, but for those that come with another kind of part."""
+    names = set().union(*flats) - {"seed"}
+    varying: list[str] = []
+    for name in sorted(names, key=lambda name: (name.count("."), name)):
         values: dict[str, set[str]] = {}
         for flat in flats:
             if name in flat:
                 values.setdefault(_kind_of_part(name, flat), set()).add(repr(flat[name]))
-        if any(len(each) > 1 for each in values.values()) and not _follows(name, [*found, "seed"], flats):
-            found.append(name)
-    return found
+        differs = any(len(several) > 1 for several in values.values())
+        if differs and not _follows(name, [*varying, "seed"], flats):
+            varying.append(name)
+    return varying
 
 
 def _kind_of_part(name: str, flat: Mapping[str, Any]) -> str:
@@ -235,20 +241,23 @@ def _kind_of_part(name: str, flat: Mapping[str, Any]) -> str:
     return next((str(flat[group]) for group in groups if group in flat), "")
 
 
-def _follows(name: str, found: Iterable[str], flats: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether a key above says the same: `model.encoder.dropout` where it is `dropout`, a half where both are alike."""
-    above = [one for one in found if one.rpartition(".")[2] == name.rpartition(".")[2]]
+def _follows(name: str, varying: Iterable[str], flats: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a key above sets this one, as `dropout` sets `model.encoder.dropout`, and `model` both halves."""
+    having = [flat for flat in flats if name in flat]
+    above = [key for key in varying if key != name and key.rpartition(".")[2] == name.rpartition(".")[2]]
     if name in ("model.encoder", "model.decoder"):
         above = ["model"]
-    return any(all(flat.get(one, flat[name]) == flat[name] for flat in flats if name in flat)
-               and any(one in flat for flat in flats) for one in above if one != name)  # fmt: skip
+    return any(
+        any(key in flat for flat in flats) and all(flat.get(key, flat[name]) == flat[name] for flat in having)
+        for key in above
+    )
 
 
-# --- what can be compared ---------------------------------------------------------------------------------------------
+# --- what can be compared
 
 
 def scale_of(metric: str, record: RunRecord) -> dict[str, str]:
-    """What must be the same for two runs' values of a metric to compare, in words."""
+    """What must be equal before two runs' values of a metric can be compared, in words."""
     plain, metrics = record.settings or {}, record.metrics or {}
     split, _, name = metric.partition("/")
     name = name.removesuffix("_error")
@@ -263,25 +272,24 @@ def scale_of(metric: str, record: RunRecord) -> dict[str, str]:
         return scale | {"evaluation.generated": show(plain["evaluation"].get("generated"))}
     if name in IN_NATS:
         scale |= _likelihood_scale(plain["likelihood"])
-        scale |= {"model.conditional": "true"} if plain["model"].get("conditional") else {}  # nats of x given its label
+        if plain["model"].get("conditional"):
+            scale["model.conditional"] = "true"  # nats of x given its label
     if name == "loss":
         scale |= {"objective": option_of("objective", plain["objective"].get("_target_"))}
-        scale |= {key: show(value) for key, value in leaves(plain["objective"], "objective.") if key[-1] != "_"}
+        weights = leaves(plain["objective"], "objective.")
+        scale |= {key: show(value) for key, value in weights if key[-1] != "_"}
     if name in ("nll", "bits_per_dimension"):
         scale["evaluation.samples"] = show(metrics.get(f"{split}/nll_samples"))
     return scale
 
 
 def _likelihood_scale(likelihood: Plain) -> dict[str, str]:
-    """A Gaussian's sigma may differ, as both are densities of the same pixels; what bounds a learned one may not."""
+    """Gaussians of two sigmas are densities of the same pixels; what bounds a learned sigma sets them apart."""
     option = option_of("likelihood", likelihood.get("_target_"))
-    known = {"squared_error": ("reconstruct",), "gaussian": ("min_sigma",) * (likelihood.get("sigma") == "pixel")}
-    kept = known.get(option, tuple(key for key in likelihood if key[-1] != "_") if option not in _ours() else ())
-    return {"likelihood": option} | {f"likelihood.{key}": show(likelihood.get(key)) for key in kept}
-
-
-def _ours() -> set[str]:
-    return {option for (group, _), option in options().items() if group == "likelihood"}
+    keys = {"squared_error": ["reconstruct"], "gaussian": ["min_sigma"] if likelihood.get("sigma") == "pixel" else []}
+    if ("likelihood", likelihood.get("_target_")) not in options():  # an own one may mean anything by its keys
+        keys[option] = [key for key in likelihood if key[-1] != "_"]
+    return {"likelihood": option} | {f"likelihood.{key}": show(likelihood.get(key)) for key in keys.get(option, [])}
 
 
 def scales_of(metric: str, records: Iterable[RunRecord]) -> dict[str, dict[str, str]]:
@@ -297,7 +305,7 @@ def differing(scales: Iterable[Mapping[str, str]]) -> list[str]:
 
 
 def split_by_scale(runs: DataFrame, metrics: Sequence[str]) -> tuple[list[Table], list[str]]:
-    """Tables of runs that can be compared, and why a metric has several; metrics of the same runs share a table."""
+    """Tables of runs that can be compared, and why a metric has several. Metrics of the same runs share one."""
     tables: dict[tuple[int, ...], Table] = {}
     reasons = []
     for metric in metrics:
@@ -323,56 +331,50 @@ def grouped(records: Sequence[RunRecord], metric: str) -> dict[str, list[RunReco
     shown = {"data", "data.binarize", "likelihood", "evaluation.samples", *differing(scales)}
     groups: dict[str, list[RunRecord]] = {}
     for record, scale in zip(records, scales, strict=True):
-        words = [
-            value if key in ("data", "likelihood") else f"{key}={value}" for key, value in scale.items() if key in shown
-        ]
-        groups.setdefault(", ".join(words), []).append(record)
+        words = [f"{key}={value}" for key, value in scale.items() if key in shown]
+        title = ", ".join(word.removeprefix("data=").removeprefix("likelihood=") for word in words)
+        groups.setdefault(title, []).append(record)
     return groups
 
 
-# --- differences ------------------------------------------------------------------------------------------------------
+# --- differences
 
 
 def default_values(settings: Sequence[Plain]) -> Keys:
-    """What the varying keys are without being set, on the data set and with the parts that all these runs share."""
+    """What the varying keys are without being set, with the data set and the parts that all these runs share."""
     from vae.run.compose import compose_config
     from vae.run.settings import resolve
 
-    names = {option_of("data", plain["data"].get("_target_")) for plain in settings}
-    data = [f"data={name}" for name in names if len(names) == 1 and Path(CONF, "data", f"{name}.yaml").is_file()]
-    plain = resolve(compose_config([*data, *_shared_parts(settings)]))
-    return {key: show(value) for key, value in flatten(plain).items()}
-
-
-def _shared_parts(settings: Sequence[Plain]) -> list[str]:
-    """`model/encoder=conv` where every run has it: the keys of other options have defaults of their own."""
     flats = [flatten(plain) for plain in settings]
-    groups = sorted({group for group, _ in options()} - {"data"})
-    shared = {group: flats[0].get(group) for group in groups if len({str(flat.get(group)) for flat in flats}) == 1}
-    places = {group.replace(".", "/"): option for group, option in shared.items()}
-    return [f"{place}={option}" for place, option in places.items() if Path(CONF, place, f"{option}.yaml").is_file()]
+    shared = []
+    for group in sorted({group for group, _ in options()}):
+        first, *others = {str(flat.get(group)) for flat in flats}
+        place = group.replace(".", "/")
+        if not others and Path(CONF, place, f"{first}.yaml").is_file():
+            shared.append(f"{place}={first}")  # keys of other options have defaults of their own
+    return {key: show(value) for key, value in flatten(resolve(compose_config(shared))).items()}
 
 
 def parse_baseline(text: str | None, keys: Sequence[str], flats: Sequence[Mapping[str, Any]]) -> Keys:
     """`latent_dim=4,model=mlp` as keys; raises InputError where no configuration has these values."""
     pairs = re.split(r",(?![^\[]*\])", text) if text else []  # at the commas outside brackets
-    wanted = {key: value for key, _, value in (pair.partition("=") for pair in pairs)}
-    for key, value in wanted.items():
+    required = {key: value for key, _, value in (pair.partition("=") for pair in pairs)}
+    for key, value in required.items():
         if key not in keys:
-            raise InputError(f"--baseline {key}={value}: {key} does not vary here; these keys do: {', '.join(keys)}")
-    if not any(all(key in flat and show(flat[key]) == value for key, value in wanted.items()) for flat in flats):
-        values = {key: dict.fromkeys(show(flat[key]) for flat in flats if key in flat) for key in wanted}
-        known = "; ".join(f"{key}={', '.join(each)}" for key, each in values.items())
+            raise InputError(f"--baseline {key}={value}: {key} does not vary; these keys do: {', '.join(keys)}")
+    configurations = [{key: show(flat[key]) for key in required if key in flat} for flat in flats]
+    if required not in configurations:
+        values = {key: dict.fromkeys(each.get(key, "–") for each in configurations) for key in required}
+        known = "; ".join(f"{key}={', '.join(several)}" for key, several in values.items())
         raise InputError(f"--baseline {text}: no configuration matches; there are {known}")
-    return wanted
+    return required
 
 
-def nearest_name(table: Table, wanted: Keys, usual: Keys) -> str:
-    """Of the configurations that match `wanted`, the one nearest to the defaults; nothing where none does."""
-    names = list(table.runs["name"].unique())
-    keys = {name: table.keys(name) for name in names}
-    matching = [name for name in names if wanted.items() <= keys[name].items()]
-    return min(matching, key=lambda name: sum(v != usual.get(k) for k, v in keys[name].items()), default="")
+def nearest_name(table: Table, required: Keys, usual: Keys) -> str:
+    """Of the configurations that match `required` the one nearest to the defaults; nothing where none does."""
+    keys = {name: table.keys(name) for name in table.runs["name"].unique()}
+    matching = [name for name in keys if required.items() <= keys[name].items()]
+    return min(matching, key=lambda name: len(keys[name].items() - usual.items()), default="")
 
 
 def summarise(table: Table, keys: Sequence[str]) -> DataFrame:
@@ -392,16 +394,16 @@ def summarise(table: Table, keys: Sequence[str]) -> DataFrame:
 
 
 def differences(gaps: DataFrame) -> DataFrame:
-    """Of gaps to a baseline (a row per configuration, a column per seed): mean, interval, test and verdict of each row.
+    """Of gaps to a baseline (a row per configuration, a column per seed): each row's mean, interval, test, verdict.
 
-    Gaps are paired by seed, so that what a seed does to both sides cancels; p is that of the paired t test, corrected
-    after Holm over all rows.
+    Gaps are paired by seed, so that what a seed does to both sides cancels; p is that of the paired t test,
+    corrected after Holm over all rows.
     """
     paired = [row.dropna().tolist() for _, row in gaps.iterrows()]
     frame = DataFrame([(*interval(row)[:3], p_value(row)) for row in paired], gaps.index, DIFFERENCE)
     frame["_p_holm"] = holm(frame["_p"])
-    told = zip(frame["_difference"], frame["_p_holm"], map(len, paired), strict=True)
-    frame["_verdict"] = [verdict(*each) for each in told]
+    tests = zip(frame["_difference"], frame["_p_holm"], map(len, paired), strict=True)
+    frame["_verdict"] = [verdict(*test) for test in tests]
     return frame
 
 
@@ -417,7 +419,7 @@ def verdict(difference: float, p: float, seeds: int) -> str:
 
 
 def effects(table: Table, metric: str) -> DataFrame:
-    """What each value of each key does, everything else being equal: key, value, against, pairs, and `differences`.
+    """What each value of each key does, all else equal: key, value, against, pairs, and `differences`.
 
     A pair is two configurations that differ in this key alone; a seed's gap is the mean over its pairs.
     """
@@ -426,9 +428,10 @@ def effects(table: Table, metric: str) -> DataFrame:
     rows, gaps = [], []
     for key in keys:
         for value in sorted({*keys[key]} - {base[key]}, key=natural):
-            ours = keys[keys[key] == value]
-            twins = {name: same.index[0] for name, each in ours.iterrows()
-                     if len(same := keys[(keys == each.where(each.index != key, base)).all(axis=1)])}  # fmt: skip
+            twins: dict[str, str] = {}
+            for name, ours in keys[keys[key] == value].iterrows():
+                theirs = ours.where(ours.index != key, base)
+                twins.update((name, twin) for twin in keys.index[(keys == theirs).all(axis=1)])
             if twins:
                 rows.append((key, value, base[key], len(twins)))
                 pairs = values.loc[list(twins)].to_numpy() - values.loc[list(twins.values())].to_numpy()

@@ -1,4 +1,4 @@
-"""Pictures of a comparison: what each key does, pairs of keys, learning curves, and two metrics against each other."""
+"""Pictures of a comparison: the effect of each key, pairs of keys, learning curves, two metrics against each other."""
 
 import itertools
 import math
@@ -116,14 +116,16 @@ def curve_of(record: RunRecord, metric: str) -> dict[int, float]:
 def curves_of(table: Table, name: str, metric: str) -> DataFrame:
     """A configuration's metric: a row per epoch, a column per seed."""
     runs = table.runs[table.runs["name"] == name]
-    curves = {seed: curve_of(record, metric) for seed, record in zip(runs["seed"], runs["record"], strict=True)}
-    return DataFrame({seed: curve for seed, curve in curves.items() if curve}).sort_index()
+    curves = map(curve_of, runs["record"], [metric] * len(runs))
+    by_seed = dict(zip(runs["seed"], curves, strict=True))
+    return DataFrame({seed: curve for seed, curve in by_seed.items() if curve}).sort_index()
 
 
 @drawn
 def learning_curves(table: Table, curves: dict[str, DataFrame], metric: str) -> Figure:
-    few = f" The first {len(curves)} of {len(table.rows)} configurations." if len(curves) < len(table.rows) else ""
-    caption = f"{title(table)}. Lines are means over seeds; bands are 95 % t intervals, thin lines single seeds.{few}"
+    caption = f"{title(table)}. Lines are means over seeds; bands are 95 % t intervals, thin lines single seeds."
+    if len(curves) < len(table.rows):
+        caption += f" The first {len(curves)} of {len(table.rows)} configurations."
     figure, (axis,) = chart(900, 520, caption)
     for (name, curve), colour in zip(curves.items(), itertools.cycle(CLASSES), strict=False):
         if curve.empty:

@@ -76,8 +76,8 @@ def _page(
         cells, metrics = cells_of(table), table.metrics
         drop = ("p (Holm)", "difference", *reversed(metrics[1:]))
         parts += [heading(printable(title(table))), block(cells, drop), lines(findings(table))]
-        if len(table.keys_that_vary) > 1 and (told := effect_cells(table)):
-            parts += [f"effect of each key on {metrics[0]}, all else equal:", block(told, ["pairs"])]
+        if len(table.keys_that_vary) > 1 and (effect := effect_cells(table)):
+            parts += [f"effect of each key on {metrics[0]}, all else equal:", block(effect, ["pairs"])]
     parts += [lines(comparison.reasons)]
     if comparison.left_out:
         parts += ["Not in the tables:", lines(comparison.left_out)]
@@ -92,7 +92,7 @@ def title(table: Table) -> str:
 
 
 def cells_of(table: Table) -> Cells:
-    """The columns of a table as text: the keys that vary, or the configuration's name, then the metrics and tests."""
+    """The columns of a table as text: the keys that vary, or the configuration's name; metrics; tests."""
     rows, first = table.rows, table.metrics[0]
     keys = table.keys_that_vary
     if len(keys) > MANY_KEYS:
@@ -101,9 +101,8 @@ def cells_of(table: Table) -> Cells:
         cells = {key: [value or "–" for value in rows[key]] for key in keys}
     cells["seeds"] = [str(seeds) for seeds in rows["seeds"]]
     for metric in table.metrics:
-        cells[metric] = [
-            plus_minus(*pair) for pair in zip(rows[metric], rows[f"{metric}_high"] - rows[metric], strict=True)
-        ]
+        halves = rows[f"{metric}_high"] - rows[metric]
+        cells[metric] = [plus_minus(*pair) for pair in zip(rows[metric], halves, strict=True)]
     if table.baseline and len(rows) > 1:
         tests = difference_cells(rows, first)
         tests["verdict"][rows.index.get_loc(table.baseline)] = "baseline"
@@ -117,7 +116,7 @@ def difference_cells(rows: DataFrame, metric: str = "") -> Cells:
     return {
         "difference": [show_difference(*each) for each in rows[names].itertuples(index=False)],
         "p (Holm)": ["" if math.isnan(p) else f"{p:.2g}" for p in rows[f"{metric}_p_holm"]],
-        "verdict": ["" if told != told else told for told in rows[f"{metric}_verdict"]],
+        "verdict": ["" if word != word else word for word in rows[f"{metric}_verdict"]],
     }
 
 
@@ -174,11 +173,11 @@ def sentence(table: Table, name: str, metric: str) -> str:
     return f"{size} (95 % interval {near:.3g} to {far:.3g}): more than seed noise ({seeds} seeds)"
 
 
-# --- LaTeX ------------------------------------------------------------------------------------------------------------
+# --- LaTeX
 
 
 def to_latex(comparison: Comparison) -> str:
-    r"""A table environment for each table, with `\\usepackage{booktabs}`; the best mean of each metric is bold."""
+    r"""A table environment for each table, for `\usepackage{booktabs}`; the best means are bold."""
     return "\n\n".join(map(_latex_table, comparison.tables)) + "\n"
 
 
@@ -189,7 +188,8 @@ def _latex_table(table: Table) -> str:
         best = _best(table, name)
         columns.append([_escape(name), *(_latex_cell(cell, bold=i == best) for i, cell in enumerate(column))])
     head, *rows = [" & ".join(line) + r" \\" for line in zip(*columns, strict=True)]
-    sides = "".join("r" if name in ("seeds", "difference", "p (Holm)", *table.metrics) else "l" for name in cells)
+    numbers = {"seeds", "difference", "p (Holm)", *table.metrics}
+    sides = "".join("r" if name in numbers else "l" for name in cells)
     body = "\n".join([r"\toprule", head, r"\midrule", *rows, r"\bottomrule"])
     caption = _escape(f"{title(table)}; {METHOD}; the best mean is bold.")
     return (
