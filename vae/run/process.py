@@ -23,7 +23,7 @@ from typing import Any
 from vae.errors import InputError
 
 ORPHAN_WATCH = "orphan watch"
-NOISY = ("lightning.pytorch", "lightning.fabric", "matplotlib", "hydra", "hydra_plugins")  # loggers
+NOISY = ("lightning.pytorch", "lightning.fabric", "matplotlib", "hydra", "submitit")  # loggers
 RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK", "GROUP_RANK")
 # With any of these, Lightning takes this process for one of several that share a run.
 RANKS_AND_SIZES = (
