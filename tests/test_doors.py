@@ -58,6 +58,9 @@ DAMAGED: dict[str, Callable[[Path], object]] = {
     "metrics of texts": lambda run: (run / "metrics.json").write_text(
         '{"epochs": "x", "best_epoch": 1, "stopped_early": 0, "test/nll": "x"}'
     ),
+    "metrics of an odd origin": lambda run: (run / "metrics.json").write_text(
+        '{"epochs": 3, "best_epoch": 1, "stopped_early": 0, "provenance": {"format": 2, "training_commits": [1]}}'
+    ),
     "metrics are a FIFO": lambda run: ((run / "metrics.json").unlink(), os.mkfifo(run / "metrics.json")),
     "log is a FIFO": lambda run: ((run / "metrics.json").unlink(), os.mkfifo(run / "train.log")),
 }

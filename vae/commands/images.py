@@ -16,6 +16,7 @@ from vae.evaluation.draws import classes_in_turn, decode, prior_latents
 from vae.files import expand
 from vae.pixels import at_threshold, draw_binary
 from vae.run.load import TrainedRun, in_short
+from vae.words import HALF_INTERVAL, plus_minus, printable
 
 WIDE = 12  # pairs of images in a row
 
@@ -96,6 +97,12 @@ def one_image(run: TrainedRun, text: str) -> tuple[Tensor, str]:
     if not len(rows):
         raise InputError(f"{text}: no test image is of this class; give another one, or test:17 for a test image")
     return run.data.test.images[rows[:1]], f"class {text}"
+
+
+def print_scores(run: TrainedRun, batch: Batch, scores: Tensor, errors: Tensor, rows: list[int]) -> None:
+    for rank, row in enumerate(rows, 1):
+        value = plus_minus(float(scores[row]), HALF_INTERVAL * float(errors[row]))
+        print(f"{rank:>4}  {value:>20}  {printable(batch.names[row])}{batch.class_of(run, row)}")
 
 
 def contrast(run: TrainedRun, name: str, like: Batch, seed: int) -> Tensor | Images:

@@ -133,20 +133,17 @@ def score(
     """
     require_images(images)
     run = use.start()
-    from vae.commands.images import area, contrast, images_of
+    from vae.commands.images import area, contrast, images_of, print_scores
     from vae.evaluation import figures
     from vae.evaluation.estimates import image_scores
     from vae.pixels import as_floats
-    from vae.words import HALF_INTERVAL, plus_minus, printable
 
     batch = images_of(run, images, count)
     scores, errors = image_scores(run.vae, batch.source(run), samples, seed, bar=True)
     order = scores.argsort()
     what = "log p(x)" if run.vae.likelihood.normalised else "minus (reconstruction + KL), which are not nats"
     print(f"{what}, the most unusual of {len(scores)} images first; ± over {samples} importance samples")
-    for rank, row in enumerate(order[:LISTED].tolist(), 1):
-        value = plus_minus(float(scores[row]), HALF_INTERVAL * float(errors[row]))
-        print(f"{rank:>4}  {value:>20}  {printable(batch.names[row])}{batch.class_of(run, row)}")
+    print_scores(run, batch, scores, errors, order[:LISTED].tolist())
     for name in against or ():
         others, _ = image_scores(run.vae, contrast(run, name, batch, seed), samples, seed, bar=True)
         print(f"against {name}: area under the ROC curve {area(scores, others):.4f} ({len(others)} images)")

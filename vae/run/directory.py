@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from vae.errors import InputError
 from vae.files import FORMAT, read_json, read_yaml, remove_leftovers, replace, writable
@@ -47,6 +49,18 @@ FAILURE = "failure.txt"  # the line that the last sitting failed with, until the
 FAILED_EVENTS = ".failed"  # at the end of the name of an event file that says so in TensorBoard
 
 CHECKPOINT_BYTES = 2**24  # what must be free before the first epoch; a checkpoint of the report's model has 6 MB
+
+
+class Origin(TypedDict, total=False):
+    """What metrics.json says of where its numbers come from, as far as others rely on it."""
+
+    format: int
+    git_commit: str | None
+    training_commits: list[str]
+    versions: dict[str, str]
+    data_md5: str
+    threads: int
+    command: str
 
 
 @dataclass
@@ -248,10 +262,13 @@ def read_metrics(path: Path) -> dict[str, Any] | None:
         raise InputError(f"{error}; {advice}") from error
     numbers = dict(metrics) if isinstance(metrics, dict) else {}
     origin = numbers.pop("provenance", {})
-    complete = {"epochs", "best_epoch", "stopped_early"} <= numbers.keys() and isinstance(origin, dict)
-    complete = complete and isinstance(origin.get("versions", {}), dict)
-    if not complete or not all(isinstance(value, (int, float)) for value in numbers.values()):
-        raise InputError(f"{path}: does not hold the metrics of a run of this project; {advice}")
+    try:
+        TypeAdapter(dict[str, float]).validate_python(numbers, strict=True)
+        TypeAdapter(Origin).validate_python(origin, strict=True)
+        if not {"epochs", "best_epoch", "stopped_early"} <= numbers.keys():
+            raise ValueError
+    except ValueError as error:
+        raise InputError(f"{path}: does not hold the metrics of a run of this project; {advice}") from error
     if origin.get("format", 1) != FORMAT:
         version = f"has format {origin.get('format', 1)}, and this version reads format {FORMAT}"
         raise InputError(f"{path}: {version}; {writer_of(origin)}")
@@ -261,7 +278,7 @@ def read_metrics(path: Path) -> dict[str, Any] | None:
 def writer_of(origin: dict[str, Any]) -> str:
     """How to read what another version wrote, by its provenance."""
     commit = origin.get("git_commit")
-    return f"{f'check out commit {commit[:12]}' if isinstance(commit, str) else 'use the version'}, which wrote it"
+    return f"check out commit {commit[:12]}, which wrote it" if commit else "use the version that wrote it"
 
 
 def is_complete(metrics: dict[str, Any] | None, max_epochs: int) -> bool:
