@@ -82,13 +82,13 @@ FIGURES: dict[str, Kind] = {}
 
 
 def figure(*reasons: Reason, at_the_end: bool = True) -> Callable[[Callable[[Subject], Figure]], None]:
-    """Enters a function as the figure of its name; its docstring says what it shows."""
+    """Registers a function as the figure of its name; its docstring says what it shows."""
 
-    def enter(draw: Callable[[Subject], Figure]) -> None:
+    def register(draw: Callable[[Subject], Figure]) -> None:
         shows = str(draw.__doc__).partition(".")[0]
         FIGURES[draw.__name__] = Kind(draw, shows, reasons, at_the_end)
 
-    return enter
+    return register
 
 
 def lacks(name: str, s: Subject) -> str:
