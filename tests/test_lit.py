@@ -11,6 +11,8 @@ from conftest import SMALL, settings_of
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from vae.errors import InputError, RunFailed
@@ -463,3 +465,42 @@ class Bare(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         return self.x[index]
+
+
+# --- a device without float64 -----------------------------------------------------------------------------------------
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """All tensors are on such a device, but those that `.cpu()` has fetched, or that were made from numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.host: dict[int, Tensor] = {}
+
+    def fetch(self, x: Tensor) -> Tensor:
+        x = x.detach().clone()
+        self.host[id(x)] = x
+        return x
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func is torch.ops.aten.lift_fresh.default  # by torch.tensor, from numbers
+        on_host = made or all(id(x) in self.host for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+        results = func(*args, **kwargs or {})
+        for x in tree_leaves(results):
+            if isinstance(x, Tensor) and on_host:
+                self.host[id(x)] = x
+            elif isinstance(x, Tensor) and x.dtype == torch.float64:
+                raise TypeError(f"{func}: the device has no float64")
+        return results
+
+
+def test_training_and_validation_need_no_float64_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = fit(lit_vae(), images(), max_epochs=2).callback_metrics
+    device = WithoutFloat64()
+    monkeypatch.setattr(Tensor, "cpu", lambda x: device.fetch(x))
+    x, lit = images(), lit_vae()
+    with device:
+        with pytest.raises(TypeError, match="no float64"):
+            x.double()
+        logged = fit(lit, x, max_epochs=2).callback_metrics
+    assert logged == expected

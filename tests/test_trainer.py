@@ -22,7 +22,7 @@ from vae.errors import InputError
 from vae.run.build import build
 from vae.run.directory import Run
 from vae.run.trainer import build_parts, prepared_trainer
-from vae.training.callbacks import EpochLine
+from vae.training.callbacks import EpochLine, SlowdownWatch
 from vae.training.history import EventFileLogger, History
 from vae.words import duration
 
@@ -126,7 +126,40 @@ def test_the_end_is_announced_once_the_pace_is_known(start: str, monkeypatch: py
             now += 0.4
             line.on_train_batch_end(trainer, lit)
     (said,) = (record.getMessage() for record in caplog.records)
-    assert re.fullmatch(r"about 10 s an epoch and 50 s in all: it will end at about \d\d:\d\d", said)
+    assert re.fullmatch(r"about 10 s per epoch and 50 s in all: done at about \d\d:\d\d", said)
+
+
+@pytest.mark.parametrize(("keeps", "cause"), [(True, "denormal numbers"), (False, "a throttled processor")])
+def test_a_training_that_slows_down_says_so_once(
+    keeps: bool, cause: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    watch, now = SlowdownWatch(), 0.0
+    monkeypatch.setattr("vae.training.callbacks.time.process_time", lambda: now)
+    monkeypatch.setattr("vae.training.callbacks.keeps_denormals", lambda: keeps)
+    lit: Any = None
+    with caplog.at_level(logging.INFO):
+        for epoch, seconds in enumerate([4.0, 3.0, 5.9, 6.5, 9.0]):
+            trainer: Any = SimpleNamespace(current_epoch=epoch)
+            watch.on_train_epoch_start(trainer, lit)
+            now += seconds
+            watch.on_validation_start(trainer, lit)
+            now += 50  # validation and pictures do not count
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith(f"epoch 4 took 6.5 processor seconds, the first 3.0; likely cause: {cause}")
+
+
+def test_a_last_batch_that_batch_norm_cannot_take_is_refused_before_training(tmp_path: Path) -> None:
+    norm = ("model=conv", "model.encoder.norm=batch", "model.encoder.channels=[2,2,2,2,2]", "data.batch_size=23")
+    with pytest.raises(InputError, match=r"^data.batch_size=23: 1197 training images leave a last batch of one"):
+        train("data=digits", *norm, "evaluation=none", "trainer.max_epochs=1", f"run_dir={tmp_path}/run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_in_double_precision_ends_with_its_pictures(tmp_path: Path) -> None:
+    more = ("posterior=iaf", "prior=flow", "likelihood=gaussian", "evaluation.figures=true")
+    loss = train(*SHORT, *more, "trainer.precision=64-true", f"run_dir={tmp_path}/run")
+    assert 0 < abs(loss) < 1e6
+    assert (tmp_path / "run" / "figures" / "interpolations.png").exists()
 
 
 def on_a_terminal(*arguments: str) -> str:

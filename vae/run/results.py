@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from lightning import Trainer
 from matplotlib.figure import Figure
@@ -38,7 +39,7 @@ TRAINING = ("epochs", "best_epoch", "steps", "seconds", "images_per_second", "pa
 def finish(run: Run, lit: LitVAE, data: ImageDataModule, history: History, trainer: Trainer) -> float:
     """Everything after training; returns the best epoch's monitored metric, for sweepers that optimise."""
     checkpoint = load_weights(lit, run.checkpoint("best"))
-    lit.to(trainer.strategy.root_device).eval()  # the trainer has taken it off the device when it left
+    lit.to(trainer.strategy.root_device, torch.float32).eval()  # the trainer has taken it off the device when it left
     metrics, generated = evaluate(lit, data, run.settings, checkpoint["global_step"])
     metrics |= training_metrics(history, checkpoint["epoch"] + 1)
     metrics |= {

@@ -29,7 +29,7 @@ from vae.run.load import check_data, check_origin
 from vae.run.process import git_commit
 from vae.run.settings import caption, monitored
 from vae.training import checkpoints
-from vae.training.callbacks import EpochLine, QuietBar
+from vae.training.callbacks import EpochLine, QuietBar, SlowdownWatch
 from vae.training.checkpoints import DurableCheckpointIO, SaveBest, SaveLast
 from vae.training.dashboard import Dashboard
 from vae.training.history import History
@@ -72,7 +72,7 @@ def build_trainer(
     bar, options["accelerator"] = options.pop("enable_progress_bar"), choose_device(options["accelerator"])
     bar = sys.stdout.isatty() if bar is None else bar
     monitor, mode = monitored(settings.plain, lit.vae.likelihood.normalised)
-    callbacks: list[Callback] = [history, EpochLine(history), dashboard]
+    callbacks: list[Callback] = [history, EpochLine(history), SlowdownWatch(), dashboard]
     callbacks += [QuietBar()] if bar else []
     if patience := settings.callbacks.early_stopping:
         # LitVAE stops at a loss that is not finite, and names its cause

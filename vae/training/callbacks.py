@@ -1,6 +1,7 @@
 """What a run shows on a terminal while it trains: a line an epoch, a progress bar."""
 
 import logging
+import math
 import time
 from typing import Any
 
@@ -8,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from tqdm import tqdm
 
+from vae.device import keeps_denormals
 from vae.training.history import History
 from vae.words import duration
 
@@ -15,10 +17,35 @@ log = logging.getLogger(__name__)
 
 
 ANNOUNCED_AFTER = 3.0  # seconds of steps, by which their pace is known
+SLOWER = 2.0  # an epoch by the fastest of the first two, from which a line says so
+
+
+class SlowdownWatch(Callback):
+    """Says once, with the likely cause, that an epoch's steps take far more processor seconds than at first."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []  # of the epochs that this sitting has trained from their beginning
+        self.since: float | None = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.since = time.process_time()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.since is None:  # resumed in the middle of an epoch, or validation alone
+            return
+        self.seconds.append(time.process_time() - self.since)
+        self.since = None
+        first, last = min(self.seconds[:2]), self.seconds[-1]
+        if len(self.seconds) > 2 and last > SLOWER * first:
+            line = "epoch %d took %.1f processor seconds, the first %.1f; likely cause: %s"
+            denormals = "denormal numbers, which this processor does not flush"
+            cause = denormals if keeps_denormals() else "a throttled processor, or one that shares its cores"
+            log.warning(line, trainer.current_epoch + 1, last, first, cause)
+            self.seconds = [math.inf] * 2  # said once
 
 
 class EpochLine(Callback):
-    """One line an epoch in the log, and one in the first epoch's beginning that says when the run will end."""
+    """One line per epoch in the log, and one in the first epoch that says when the run will be done."""
 
     def __init__(self, history: History) -> None:
         self.history = history
@@ -40,7 +67,7 @@ class EpochLine(Callback):
         epoch = passed / self.batches * int(trainer.num_training_batches)
         left = epoch * ((trainer.max_epochs or 1) - trainer.current_epoch)
         end = time.strftime("%H:%M", time.localtime(time.time() + left))
-        log.info("about %s an epoch and %s in all: it will end at about %s", duration(epoch), duration(left), end)
+        log.info("about %s per epoch and %s in all: done at about %s", duration(epoch), duration(left), end)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         row, seconds = self.history.rows[-1], self.history.seconds
