@@ -29,24 +29,24 @@ EXTRAS = ("mlflow", "wandb")  # loggers that need a package of the same name
 
 class Group(NamedTuple):
     base: str | None = None  # the class that its parts derive from
-    handed_in: tuple[str, ...] = ()  # parameters that the builder fills in, beside the configuration's keys
+    handed_in: frozenset[str] = frozenset()  # parameters that the builder fills in, beside the configuration's keys
 
 
 GROUPS = {
-    "model.encoder": Group("torch.nn.Module", ("image_shape", "out_features")),
-    "model.decoder": Group("torch.nn.Module", ("in_features", "image_shape")),
-    "prior": Group("vae.priors.Prior", ("latent_dim", "image_shape")),
-    "posterior": Group("vae.posteriors.Posterior", ("latent_dim",)),
+    "model.encoder": Group("torch.nn.Module", frozenset({"image_shape", "out_features"})),
+    "model.decoder": Group("torch.nn.Module", frozenset({"in_features", "image_shape"})),
+    "prior": Group("vae.priors.Prior", frozenset({"latent_dim", "image_shape"})),
+    "posterior": Group("vae.posteriors.Posterior", frozenset({"latent_dim"})),
     "likelihood": Group("vae.likelihoods.Likelihood"),
     "objective": Group(),
-    "objective.beta": Group(None, ("step",)),
+    "objective.beta": Group(None, frozenset({"step"})),
     "data": Group("lightning.LightningDataModule"),
-    "optimizer": Group("torch.optim.Optimizer", ("params",)),
-    "scheduler": Group(None, ("optimizer", "steps_per_epoch")),
+    "optimizer": Group("torch.optim.Optimizer", frozenset({"params"})),
+    "scheduler": Group(None, frozenset({"optimizer", "steps_per_epoch"})),
 }
 NAMED = {  # any number of parts, each under a name of its own
     "callbacks.extra": Group("lightning.Callback"),
-    "logger": Group("lightning.pytorch.loggers.Logger", ("save_dir", "purge_step", "id")),
+    "logger": Group("lightning.pytorch.loggers.Logger", frozenset({"save_dir", "purge_step", "id"})),
 }
 
 
@@ -85,15 +85,13 @@ def parts_in(plain: Plain) -> Iterator[tuple[str, Plain]]:
 
 def _check_values(place: str, node: Plain, part: Any) -> None:
     keys, takes_others = keys_of(place, part)
-    for name, value in node.items():
-        if f"{place}.{name}" not in GROUPS and _holds_part(value):
+    parts = {name for name in node.keys() & keys.keys() if f"{place}.{name}" in GROUPS and isinstance(node[name], dict)}
+    plain = {name: value for name, value in node.items() if name not in ("_target_", "_partial_", *parts)}
+    for name, value in plain.items():
+        if (name in keys or takes_others) and _holds_part(value):
             raise InputError(f"{place}.{name}: holds a part (_target_), and this key takes a value; give a plain value")
-    values = {name: value for name, value in node.items() if name not in ("_target_", "_partial_")}
-    parts = {name for name in values if f"{place}.{name}" in GROUPS and isinstance(values[name], dict)}
-    plain = {name: value for name, value in values.items() if name not in parts & keys.keys()}
-    required = {name: key for name, key in keys.items() if name not in parts}
-    handed_in = group_of(place).handed_in
-    known = {name: key for name, key in required.items() if name not in handed_in or name in plain}
+    absent = group_of(place).handed_in - plain.keys()
+    known = {name: key for name, key in keys.items() if name not in absent | parts}
     check_keys(f"{place}.", known, plain, lambda name: _explain(place, part, name), takes_others)
 
 
