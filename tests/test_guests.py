@@ -38,7 +38,8 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("key", PLACES)
 def test_any_name_of_a_folder_is_taken_as_it_stands(key: str, name: str) -> None:
-    overrides = ["data=npz", "data.path=x.npz"] if key == "data.path" else ["data=digits"]
+    sets = {"data.path": ["data=npz"], "data.root": ["data=mnist"], "data.cache_dir": ["data=folder", "data.path=x"]}
+    overrides = sets.get(key, ["data=digits"])
     if "," not in name:  # between commas stand several values
         (given,) = command.prepare([f"{key}=/home/{name}/x"])[:1]
         assert find(compose([*overrides, given]).plain, key) == f"/home/{name}/x"
@@ -190,7 +191,7 @@ from omegaconf import DictConfig
 @hydra.main(version_base=None, config_path=None)
 def main(cfg: DictConfig) -> None:
     import vae
-    run = vae.fit(np.full((40, 6, 5), 7, np.uint8), *{quick!r}, run_dir="run")
+    run = vae.fit(np.random.default_rng(0).integers(0, 256, (40, 6, 5), np.uint8), *{quick!r}, run_dir="run")
     table = vae.sweep("run")
     print("trained", run.directory, len(table), hydra.core.hydra_config.HydraConfig.get().job.name)
 
