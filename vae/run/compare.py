@@ -19,9 +19,10 @@ from pandas import DataFrame, concat
 
 from vae.errors import InputError
 from vae.evaluation.statistics import holm, interval, p_value
+from vae.files import natural
 from vae.run.directory import NOT_IDENTITY
 from vae.run.keys import CONF, Plain, leaves, nearest, show
-from vae.run.records import RunRecord, list_runs, natural
+from vae.run.records import RunRecord, list_runs
 from vae.run.settings import monitored
 
 Keys = dict[str, str]  # of a configuration: the keys that vary, as they are written on the command line

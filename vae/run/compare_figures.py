@@ -13,9 +13,10 @@ from pandas import DataFrame
 from vae.evaluation.colours import CLASSES
 from vae.evaluation.figures.page import DEV, INK, add_colour_bar, chart, describe, drawn, dress, write_figure
 from vae.evaluation.statistics import interval
+from vae.files import natural
 from vae.run.compare import Comparison, Table, lower_is_better
 from vae.run.compare_text import title
-from vae.run.records import RunRecord, natural
+from vae.run.records import RunRecord
 from vae.training import checkpoints
 
 MOST_KEYS, MOST_LINES = 6, 10  # panels in a row, lines that a legend tells apart

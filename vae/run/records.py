@@ -10,7 +10,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from vae.errors import InputError
-from vae.files import expand, require_plain
+from vae.files import expand, natural, require_plain
 from vae.run.directory import FAILURE, is_complete, read_metrics, read_settings
 from vae.run.keys import Plain, leaves
 
@@ -129,8 +129,3 @@ def last_epoch(directory: Path) -> str:
     except (OSError, InputError):
         return ""
     return found[-1] if found else ""
-
-
-def natural(text: str) -> list[str | int]:
-    """A key that sorts `latent_dim=4` before `latent_dim=16`."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
