@@ -21,7 +21,7 @@ from vae.training.checkpoints import load
 ROOT = Path(__file__).parent.parent
 PATIENCE = 300  # seconds that anything may take on a machine that others use too
 USUAL = re.compile(
-    r"VAE of |epoch \d+ of \d+  |continuing from |removing |run |sweep of |seed=\d: "
+    r"VAE of |on \S+, |epoch \d+ of \d+  |continuing from |removing |run |sweep of |seed=\d: "
 )  # what is said while all is well
 SCREEN = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "agg"}
 
@@ -180,7 +180,7 @@ def state(directory: Path, which: str) -> Any:
     for key in NOT_IDENTITY:
         group, _, leaf = key.rpartition(".")
         settings = checkpoint["vae"]["settings"]
-        (settings[group] if group else settings).pop(leaf)
+        (settings[group] if group else settings).pop(leaf, None)  # not every data set has each key
     return exact(checkpoint)
 
 
