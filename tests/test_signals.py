@@ -64,7 +64,7 @@ class Tiny(LightningModule):
         self.loss(batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["vae"] = {"format": 2}
+        checkpoint["vae"] = {"format": 2, "settings": {}, "image_shape": [1, 1, 1], "data": {}}
 
 
 def images() -> Images:
