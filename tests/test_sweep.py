@@ -370,3 +370,13 @@ def test_lost_slurm_jobs_are_failed_runs_and_squeue_is_asked_where_sacct_does_no
     script = (tmp_path / "script").read_text()
     for option in ("array=0-1", "partition=main", "mem=4GB", "time=240", "signal=USR1@120", "nice=100", "requeue"):
         assert f"#SBATCH --{option}" in script
+
+
+@pytest.mark.parametrize("group", ["launcher", "sweeper"])
+def test_a_launcher_or_values_in_a_yaml_file_are_not_passed_over(group: str, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    values = {"launcher": {"_target_": "theirs.Launcher"}, "sweeper": {"params": {"latent_dim": "2,3"}}}
+    recipe = "# @package _global_\n" + yaml.safe_dump({"hydra": {group: values[group]}})
+    (tmp_path / "experiment" / "mine.yaml").write_text(recipe)
+    with pytest.raises(InputError, match=rf"^hydra/{group}: is set in a YAML file"):
+        command.check(["-m", "experiment=mine", "seed=1,2", "--config-dir", str(tmp_path)])

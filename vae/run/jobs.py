@@ -87,6 +87,10 @@ def plan_sweep(overrides: Sequence[str], folders: Sequence[str] = (), config_nam
         except (HydraException, ValueError) as error:
             raise InputError(explain(error, list(overrides), config_name, folders)) from error
     composed = [compose_config(job, folders, config_name, with_hydra=True) for job in each]
+    for group, default in (("launcher", "BasicLauncher"), ("sweeper", "BasicSweeper")):
+        part = composed[0].hydra[group]
+        if not str(part._target_).endswith(default) or part.get("params"):
+            raise InputError(f"hydra/{group}: is set in a YAML file; give launcher and values on the command line")
     checked = [settings.check(cfg) for cfg in composed]
     if any(s.trainer.strategy == "ddp" for s in checked):
         raise InputError(
