@@ -201,11 +201,18 @@ class _Worker:
     batch: str = ""
     stopped: str = ""  # the batch in which it was told to stop
     is_busy: bool = False
+    parent: int = 0
+
+    def leave_if_orphaned(self) -> None:
+        """loky's workers wait for ever for the next job of a parent that was killed."""
+        if os.getppid() != self.parent:
+            os._exit(STOPPED)
 
     def note(self, signum: int, _: object) -> None:
         self.stopped = self.batch
         if self.is_busy:
             raise Stopped(signum)
+        self.leave_if_orphaned()
 
 
 _worker = _Worker()
@@ -216,7 +223,7 @@ def _work(job: Job, deadline: float, batch: str, parent: int) -> Outcome:
     if os.getpid() == parent:  # n_jobs=1
         return run_job(job, deadline)
     stop_with(parent)
-    _worker.batch = batch
+    _worker.batch, _worker.parent = batch, parent
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _worker.note)
     if _worker.stopped == batch:
@@ -224,6 +231,7 @@ def _work(job: Job, deadline: float, batch: str, parent: int) -> Outcome:
     _worker.is_busy = True
     outcome = run_job(job, deadline)
     _worker.is_busy = False
+    _worker.leave_if_orphaned()
     if outcome.was_stopped:
         _worker.stopped = batch
     return outcome
