@@ -54,7 +54,7 @@ NEEDS = {  # what an option cannot do without
 }
 ELSEWHERE = {  # files, other devices
     "data=mnist", "data=fashion_mnist", "data=kmnist", "data=cifar10", "data=svhn", "data=emnist", "data=omniglot",
-    "data=folder", "data=npz", "trainer=gpu", "trainer=ddp",
+    "data=folder", "data=npz", "trainer=gpu", "trainer=mps", "trainer=ddp",
 }  # fmt: skip
 
 

@@ -727,4 +727,4 @@ def test_fingerprints_tell_shapes_apart() -> None:
 
 
 def test_the_caption_names_the_folder(tmp_path: Path) -> None:
-    assert caption(settings_of("data=folder", "data.path=my/cats").plain).startswith("cats, ")
+    assert caption(settings_of("data=folder", "data.path=my/cats").plain, 3) == "cats, colour"

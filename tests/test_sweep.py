@@ -65,8 +65,8 @@ def test_how_it_stands_with_a_run(sweep: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "conf", tmp_path / "conf")  # which holds a config.yaml too
     with FileLock(tmp_path / "running" / ".lock"):
         found = {record.name: (record.status, record.message) for record in list_runs(tmp_path)}
-    for name in ("damaged", "no metrics"):
-        assert "cannot be read" in found[name][1]
+    assert "cannot be read" in found["damaged"][1]
+    assert "does not hold the metrics" in found["no metrics"][1]
     assert {name: status for name, (status, _) in found.items()} == {
         "cut": "unfinished", "failed": "failed", "running": "running", "damaged": "unreadable",
         "no metrics": "unreadable", "grown": "unfinished",
@@ -139,7 +139,7 @@ def test_a_job_is_found_by_its_configuration_whatever_its_folder_is_called(tmp_p
     assert folder(tmp_path, "model=mlp,seed=1", "seed=1", "model=mlp") == "seed=1"
     write_yaml(tmp_path / "17" / "config.yaml", settings_of(*SMALL, "seed=2").plain)
     before = tree(tmp_path)
-    assert folder(tmp_path, "seed=2", "seed=2", "threads=1", "data.root=elsewhere") == "17"  # no result depends on them
+    assert folder(tmp_path, "seed=2", "seed=2", "threads=1", "data.num_workers=1") == "17"  # no result depends on them
     assert tree(tmp_path) == before
 
 

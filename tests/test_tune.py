@@ -165,7 +165,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         folders.append(run.directory.name)
         if run.settings.latent_dim == 3:
             raise ValueError("no threes")
-        return {"dev/loss": run.settings.latent_dim + run.settings.optimizer.lr, "parameters": 10}
+        return {"dev/loss": run.settings.latent_dim + run.settings.optimizer["lr"], "parameters": 10}
 
     monkeypatch.setattr(tuning, "train_trial", train)
     return folders

@@ -63,8 +63,6 @@ def test_help_answers_without_torch_and_lists_every_verb(
             ". is not a run (no config.yaml); give a folder written by train.py, such as outputs/mine; "
             "train one: vae train data=digits run_dir=outputs/mine",
         ),
-        (("evaluate", ".", "smples=3"), "smples=3: there is no such key; did you mean evaluation.samples?"),
-        (("evaluate", ".", "samples=-1"), "samples=-1: must be an integer >= 0"),
         (
             ("sample", "mine"),
             "mine does not exist; give a folder written by train.py, such as outputs/mine; "
@@ -96,3 +94,19 @@ def test_a_bad_argument_of_the_vae_command_is_refused_before_torch_is_imported(
     command = [sys.executable, "-c", code, *arguments]
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stderr, ended.stdout) == (2, line + "\n", "False\n")
+
+
+@pytest.mark.parametrize(
+    ("pair", "line"),
+    [
+        ("smples=3", "smples=3: there is no such key; did you mean evaluation.samples?"),
+        ("samples=-1", "samples=-1: must be an integer >= 0"),
+    ],
+)
+def test_a_bad_key_of_the_evaluation_is_refused_in_one_line(
+    pair: str, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["vae", "evaluate", ".", pair])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert (ended.value.code, capsys.readouterr().err) == (2, line + "\n")

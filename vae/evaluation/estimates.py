@@ -57,13 +57,13 @@ def objective_metrics(
     An objective with a term of the whole batch is evaluated in batches of `validation_batch`, as in validation.
     """
     noise, count = NoiseStreams(derive(seed, f"evaluation {split}")), len(images)
-    if getattr(objective, "whole_batch", False):
-        batch = validation_batch
     single, log_px = torch.empty(2, count, dtype=torch.float64)  # no lists, as in `bounds`
     rates = torch.empty(0)
     for chunk, (x, y) in enumerate(chunks(vae, images, batch)):
         with fixed_noise(noise):
             terms = terms_of(objective, vae, x, step, y)
+        if terms.per_image is None and batch != validation_batch:
+            return objective_metrics(vae, objective, images, split, seed, step, validation_batch, validation_batch)
         if not chunk:
             rates = torch.empty(count, terms.kl.shape[1], dtype=torch.float64)
         place = slice(chunk * batch, chunk * batch + len(x))

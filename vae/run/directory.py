@@ -242,12 +242,12 @@ def read_settings(path: Path) -> Plain:
     except InputError as error:
         raise InputError(f"{error}; restore it or choose another run_dir") from error
     groups = [plain.get(group) for group in GROUPS] if isinstance(plain, dict) else [None]
-    if not all(isinstance(group, dict) for group in groups) or any(
-        type(dict(leaves(plain)).get(key)) is not kind for key, kind in ESSENTIAL.items()
-    ):
-        raise InputError(
-            f"{path}: is not the configuration of a run of this project; restore it or choose another run_dir"
-        )
+    advice = "is not the configuration of a run of this project; restore it or choose another run_dir"
+    if not all(isinstance(group, dict) for group in groups):
+        raise InputError(f"{path}: {advice}")
+    values = dict(leaves(plain))
+    if odd := [key for key, kind in ESSENTIAL.items() if type(values.get(key)) is not kind]:
+        raise InputError(f"{path}: {odd[0]}={values.get(odd[0])}: {advice}")
     return dict(plain)
 
 
