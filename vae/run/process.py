@@ -201,6 +201,13 @@ class TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]  # it wr
             self.flush()
 
 
+class LogFile(logging.FileHandler):
+    """train.log: on a full disk the terminal alone gets the line, instead of a trace of the handler."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 def log_to(file: Path | None) -> None:
     """Sends the log's lines to the terminal and, with the time, to `file`.
 
@@ -216,7 +223,7 @@ def log_to(file: Path | None) -> None:
         screen.setFormatter(logging.Formatter("%(message)s"))
         root.addHandler(screen)
     if file is not None:
-        written = logging.FileHandler(file)
+        written = LogFile(file)
         written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         root.addHandler(written)
     for noisy in NOISY:
