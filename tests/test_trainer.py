@@ -129,6 +129,18 @@ def test_the_end_is_announced_once_the_pace_is_known(start: str, monkeypatch: py
     assert re.fullmatch(r"about 10 s per epoch and 50 s in all: done at about \d\d:\d\d", said)
 
 
+def test_short_epochs_may_waver(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    watch, now = SlowdownWatch(), 0.0
+    monkeypatch.setattr("vae.training.callbacks.time.process_time", lambda: now)
+    trainer: Any = SimpleNamespace(current_epoch=2)
+    lit: Any = None
+    for seconds in (0.1, 0.1, 0.9):
+        watch.on_train_epoch_start(trainer, lit)
+        now += seconds
+        watch.on_validation_start(trainer, lit)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(("keeps", "cause"), [(True, "denormal numbers"), (False, "a throttled processor")])
 def test_a_training_that_slows_down_says_so_once(
     keeps: bool, cause: str, monkeypatch: pytest.MonkeyPatch, caplog: Any

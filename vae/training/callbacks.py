@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 ANNOUNCED_AFTER = 3.0  # seconds of steps, by which their pace is known
 SLOWER = 2.0  # an epoch by the fastest of the first two, from which a line says so
+NOTICED = 1.0  # processor seconds of difference below which nobody waits longer, and short epochs waver
 
 
 class SlowdownWatch(Callback):
@@ -36,7 +37,7 @@ class SlowdownWatch(Callback):
         self.seconds.append(time.process_time() - self.since)
         self.since = None
         first, last = min(self.seconds[:2]), self.seconds[-1]
-        if len(self.seconds) > 2 and last > SLOWER * first:
+        if len(self.seconds) > 2 and last > max(SLOWER * first, first + NOTICED):
             line = "epoch %d took %.1f processor seconds, the first %.1f; likely cause: %s"
             denormals = "denormal numbers, which this processor does not flush"
             cause = denormals if keeps_denormals() else "a throttled processor, or one that shares its cores"
