@@ -243,6 +243,11 @@ def test_an_export_is_whole_or_the_old_one(run: Path, monkeypatch: pytest.Monkey
     assert sorted(path.name for path in Path().iterdir()) == ["mine", "outputs"]
     (Path("mine") / "notes.txt").touch()
     assert "notes.txt would be lost" in refused(monkeypatch, capsys, *arguments, "--force")
+    place = Path("outputs/run/export_torch")
+    place.mkdir()
+    (place / "notes.txt").touch()
+    assert "notes.txt would be lost" in refused(monkeypatch, capsys, *arguments[:4])
+    assert (place / "notes.txt").exists()
 
 
 # --- names ------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Paths of any kind, and the project inside other programs: what is theirs stays as it was."""
 
 import logging
+import shutil
 import subprocess
 import sys
 import warnings
@@ -104,10 +105,15 @@ def test_a_folder_of_settings_that_is_not_there_is_refused(given: str) -> None:
     "text", ["a: &a [1]\nb: *a\n", "a: &a {b: *a}\n", "a: " + "[" * 40 + "]" * 40, "a: !!python/name:os.x"]
 )
 def test_a_file_of_settings_that_never_ends_is_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / "likelihood").mkdir()
-    (tmp_path / "likelihood" / "mine.yaml").write_text(text)
-    with pytest.raises(InputError, match=rf"^{tmp_path}/likelihood/mine.yaml: cannot be read"):
-        compose(["--config-dir", str(tmp_path), "data=digits"])
+    (tmp_path / "docker-compose.yaml").write_text(text)  # which Hydra never reads
+    for name in ("mine", "deeper/mine"):
+        file = tmp_path / "likelihood" / f"{name}.yaml"
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+        with pytest.raises(InputError, match=rf"^{file}: cannot be read"):
+            compose(["--config-dir", str(tmp_path), "data=digits"])
+        shutil.rmtree(tmp_path / "likelihood")
+    assert compose(["--config-dir", str(tmp_path), "data=digits"]).latent_dim == 4
 
 
 def test_a_recipe_without_its_package_line_is_told_so(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from test_vae_command import vae
 from vae.errors import InputError
 from vae.run.load import load_run
 from vae.run.own_modules import find_own_modules
+from vae.run.process import log_to
 
 MARK = "from pathlib import Path\nPath(__file__).parent.joinpath('executed').touch()\n"
 # what libraries import where they find it, and what this project starts
@@ -142,6 +143,25 @@ def test_code_in_a_trusted_package_is_trusted_and_what_it_imports_is_not(place: 
     del sys.modules["mine"], sys.modules["neighbour"]
 
 
+@pytest.mark.parametrize("target", ["torch.hub.load", "vae.commands.cli.train", "os.mkdir"])
+def test_a_package_of_many_functions_is_not_trusted_as_a_whole(target: str, place: Path) -> None:
+    config = place / "run" / "config.yaml"
+    plain = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump(planted(plain, ("objective",), part(target, place))))
+    with pytest.raises(InputError, match=rf"or --trust {target}$"):
+        load_run("run", trust=(target.partition(".")[0],))
+    assert not (place / "executed").exists()
+
+
+def test_a_log_that_is_a_link_is_not_written_to(place: Path) -> None:
+    (place / "victim").write_text("mine")
+    (place / "run" / "train.log").unlink(missing_ok=True)
+    (place / "run" / "train.log").symlink_to(place / "victim")
+    with pytest.raises(InputError, match="is a link or no plain file"):
+        log_to(place / "run" / "train.log")
+    assert (place / "victim").read_text() == "mine"
+
+
 def test_of_the_working_directory_only_what_was_named_is_found(place: Path) -> None:
     """In a process of its own, and in one that this starts; a named module may import its neighbours."""
     (place / "mine.py").write_text("import neighbour\n")
@@ -156,10 +176,15 @@ def test_of_the_working_directory_only_what_was_named_is_found(place: Path) -> N
 
 
 def test_verbs_in_a_process_of_their_own_import_nothing_from_the_working_directory(place: Path) -> None:
+    for name in (
+        "sitecustomize",
+        "usercustomize",
+    ):  # Python itself imports them from PYTHONPATH, before any code of ours
+        (place / f"{name}.py").unlink()
     commands = [["evaluate", "run", "samples=2"], ["encode", "run", "--out", "x.npz"], ["verify", "run"]]
     code = "import sys\nfrom vae.commands.cli import main\n"
     code += f"for sys.argv in {[['vae', *command] for command in commands]}:\n    main()\n"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep + str(ROOT)}  # an empty entry is the working directory
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=place, env=environment, capture_output=True, text=True, timeout=300
     )

@@ -211,6 +211,19 @@ def test_masks_become_black_and_white_and_other_dark_levels_are_refused(
     assert "the pixels are 0 and 1, which is taken as black and white" in caplog.text
 
 
+def test_one_range_holds_for_all_splits(tmp_path: Path) -> None:
+    """A split that happens to be dark is not scaled by itself."""
+    bright = np.random.default_rng(0).integers(256, size=(20, 5, 7), dtype=np.uint8)
+    dark = bright[:4] % 2
+    np.savez(tmp_path / "x.npz", images=bright, test_images=dark)
+    data = module(Arrays, path=str(tmp_path / "x.npz"), dev_size=1)
+    assert np.array_equal(data.test.images[:, 0].numpy(), dark)
+    np.savez(tmp_path / "x.npz", images=bright % 2, test_images=dark * 0)
+    data = module(Arrays, path=str(tmp_path / "x.npz"), dev_size=1)
+    assert data.train.images.max() == 255
+    assert data.test.images.max() == 0
+
+
 def mixture(path: Path) -> None:
     picture(path / "a.png", 1)
     picture(path / "cat" / "b.png", 1)
@@ -418,7 +431,7 @@ IMAGES = np.full((9, 4, 6), 200, np.uint8)
         ({"images": IMAGES // 100}, r"pixels lie in 0 to 2, and 255 is white; multiply them by 127"),
         ({"images": IMAGES // 12}, r"pixels lie in 0 to 16, and 255 is white; multiply them by 15"),
         ({"images": IMAGES * 0}, "pixels lie in 0 to 0"),
-        ({"images": IMAGES / 255**2}, "values from 0.00307574 to 0.00307574, and 1 is white"),
+        ({"images": IMAGES / 255**2}, "values up to 0.0039, and 1 is white"),
         ({"images": IMAGES[..., None, None] * np.ones((5, 6), np.uint8)}, r"shape \(9, 4, 6, 5, 6\)"),
         ({"images": np.full((9, 5, 6, 5), 200, np.uint8)}, "give 1 to 4 channels"),
         ({"images": IMAGES * 1.5 + 2}, r"floats must lie in \[0, 1\]"),

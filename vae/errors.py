@@ -44,7 +44,7 @@ FAILED, INTERRUPTED = 1, 130
 def ending(error: BaseException) -> tuple[int, str]:
     """0 finished, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM; after these two the same command continues."""
     if isinstance(error, SystemExit):
-        return int(error.code or 0), ""
+        return (error.code or 0, "") if isinstance(error.code, int | None) else (FAILED, str(error.code))
     if isinstance(error, (InputError, RunFailed)):
         return error.exit_code, str(error)
     if isinstance(error, Stopped):

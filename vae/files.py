@@ -157,6 +157,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     new, old = (path.with_name(f"{path.name}.{name}.{os.getpid()}.part") for name in ("new", "old"))
+    shutil.rmtree(new, ignore_errors=True)  # of a killed process that had this number
     new.mkdir()
     try:
         yield new

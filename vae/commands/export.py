@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vae.commands.options import Chosen
-from vae.commands.output import cannot_write, check_folder
+from vae.commands.output import cannot_write, check_folder, require_only
 from vae.distributions import LEVELS, ContinuousBernoulli, DiscretizedLogistic
 from vae.errors import InputError
 from vae.files import replace, whole_file, whole_folder
@@ -27,9 +27,11 @@ OPSET = 18
 
 def export(chosen: Chosen, format_: str, out: str | None, force: bool) -> None:
     """Writes the files to a folder that is there as a whole or not at all, and prints their names."""
-    place = check_folder(out, force, (*HALVES, "model"))
+    own = (*HALVES, "model")
+    place = check_folder(out, force, own)
     run = chosen.open()
     folder = place or run.directory / f"export_{format_}"
+    require_only(folder, own)
     vae = run.vae.cpu().eval()
     if vae.classes:
         raise InputError("model.conditional=true: exports have no input for labels; use the model through load_run")

@@ -36,10 +36,15 @@ def check_folder(out: str | None, force: bool, own: Sequence[str]) -> Path | Non
         return None
     path = expand(out)
     _require_place(path, force)
-    others = [file.name for file in path.iterdir() if file.stem not in own] if path.is_dir() else []
-    if others or path.is_file():
-        raise InputError(f"--out={out}: {others[0] if others else 'a file'} would be lost; choose a new folder")
+    require_only(path, own)
     return path
+
+
+def require_only(folder: Path, own: Sequence[str]) -> None:
+    """Raises InputError for a folder that holds anything but files called `own`: it is replaced as a whole."""
+    others = [file.name for file in folder.iterdir() if file.stem not in own] if folder.is_dir() else []
+    if others or folder.is_file():
+        raise InputError(f"--out={folder}: {others[0] if others else 'a file'} would be lost; choose a new folder")
 
 
 def _require_place(path: Path, force: bool) -> None:

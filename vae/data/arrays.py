@@ -51,19 +51,21 @@ def require_path(path: str | None, what: str) -> Path:
     return place
 
 
-def use_full_range(what: str, images: Tensor) -> Tensor:
-    """uint8 images, with masks of 0 and 1 as black and white.
+def use_full_range(what: str, parts: Sequence[Tensor], from_floats: bool = False) -> list[Tensor]:
+    """uint8 images of all splits, with masks of 0 and 1 as black and white.
 
     Raises InputError where no pixel is above a quarter of white: such images would train as black.
     """
-    lightest = int(images.max())
+    lightest = max(int(images.max()) for images in parts)
+    if lightest < DIM and from_floats:
+        raise InputError(f"{what} has values up to {lightest / 255:.2g}, and 1 is white; scale them")
     if lightest == 1:
         log.info("%s: the pixels are 0 and 1, which is taken as black and white", what)
-        return images * 255
+        return [images * 255 for images in parts]
     if lightest < DIM:
         cure = f"multiply them by {255 // lightest}" if lightest else "give others"
         raise InputError(f"{what}: the pixels lie in 0 to {lightest}, and 255 is white; {cure}")
-    return images
+    return list(parts)
 
 
 def describe(splits: Mapping[str, Loaded], class_names: Sequence[str]) -> str:
@@ -144,12 +146,13 @@ class Folder(OwnImages):
         names = sorted({name for part in files.values() for _, name in part if name is not None}, key=natural)
         codes = {name: code for code, name in enumerate(names)}
         every = [file for file, _ in itertools.chain(*files.values())]
-        images = torch.from_numpy(read_images(every, self.size, self.mode, expand(self.cache_dir)))
+        pixels = torch.from_numpy(read_images(every, self.size, self.mode, expand(self.cache_dir)))
+        (images,) = use_full_range(self.what, [pixels])
         parts = zip(files.items(), images.split([len(part) for part in files.values()]), strict=True)
         loaded: dict[str, Loaded] = {}
-        for (split, part), pixels in parts:
+        for (split, part), of_split in parts:
             labels = torch.tensor([codes[name] for _, name in part if name is not None]) if names else None
-            loaded[split] = use_full_range(self.what, pixels), labels
+            loaded[split] = of_split, labels
         rest = f"; left out: {list_counts(left_out)}" if left_out else ""
         log.info("%s: %s%s", self.what, describe(loaded, names), rest)
         return RawSet(loaded["train"], loaded.get("test"), loaded.get("dev"), names or None)
@@ -260,7 +263,10 @@ class Arrays(OwnImages):
         what, arrays = self.what, _load_arrays(require_path(self.path, self.expected))
         if "images" not in arrays:
             raise InputError(f"{what}: holds {', '.join(arrays) or 'nothing'}; the images must be called images")
-        images = {name: _as_images(f"{what}: {name}", arrays[name]) for name in LABELS if name in arrays}
+        raw = {name: arrays[name] for name in LABELS if name in arrays}
+        from_floats = any(np.issubdtype(array.dtype, np.floating) for array in raw.values())
+        scaled = [_as_images(f"{what}: {name}", array) for name, array in raw.items()]
+        images = dict(zip(raw, use_full_range(f"{what}: images", scaled, from_floats), strict=True))
         if len({part.shape[1:] for part in images.values()}) > 1:
             raise InputError(f"{what}: images and test_images differ in shape; make them the same")
         labels, names = _as_labels(what, images, arrays)
@@ -333,12 +339,10 @@ def _as_images(what: str, array: np.ndarray) -> Tensor:
         low, high = array.min(), array.max()
         if not (low >= 0 and high <= 1):  # NaN fails too
             raise InputError(f"{what} has values from {low:g} to {high:g}; floats must lie in [0, 1]")
-        if high < DIM / 255:
-            raise InputError(f"{what} has values from {low:g} to {high:g}, and 1 is white; scale them")
         array = (array * array.dtype.type(255)).round().astype(np.uint8)
     if array.dtype != np.uint8:
         raise InputError(f"{what} has the type {array.dtype}; give uint8, or floats in [0, 1]")
-    return use_full_range(what, torch.from_numpy(np.ascontiguousarray(array)))
+    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def _has_channels_last(what: str, shape: tuple[int, ...]) -> bool:

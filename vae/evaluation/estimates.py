@@ -158,10 +158,10 @@ def bounds(vae: VAE, images: Tensor | Images, samples: int, seed: int, rows: int
 def warn_of_few(estimates: Bounds, samples: int) -> None:
     ess = estimates.ess.median().item()
     if ess < FEW:
+        gap = f": it is {estimates.half_gap.mean():.2f} nats lower with half the draws" if samples > 1 else ""
         log.warning(
             "importance weights: an effective sample size of %.1f of %d draws (median over images), so log p(x) is "
-            "underestimated: it is %.2f nats lower with half the draws; take more samples",
-            ess, samples, estimates.half_gap.mean(),
+            "underestimated%s; take more samples", ess, samples, gap,
         )  # fmt: skip
 
 

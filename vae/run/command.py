@@ -93,7 +93,7 @@ def answer(arguments: list[str]) -> DictConfig | None:
 
 def asks_hydra(parsed: argparse.Namespace) -> bool:
     """Whether Hydra answers by itself: its help, its search path, its own settings."""
-    flags = (parsed.hydra_help, parsed.shell_completion, parsed.experimental_rerun, parsed.info, parsed.package)
+    flags = (parsed.hydra_help, parsed.shell_completion, parsed.info, parsed.package and parsed.cfg)
     return any(flags) or parsed.cfg in ("hydra", "all")
 
 
@@ -120,8 +120,13 @@ def check(arguments: list[str]) -> list[Job]:
     parsed = _parse(arguments)
     if asks_hydra(parsed):
         return []
+    if parsed.experimental_rerun or (parsed.package and not parsed.cfg):
+        flag = "--experimental-rerun" if parsed.experimental_rerun else "--package"
+        raise InputError(f"{flag}: is not taken; give the run's command again, or --cfg job to see its keys")
+    if parsed.multirun and parsed.cfg:
+        raise InputError(f"--cfg {parsed.cfg}: shows one run; leave out -m")
     folders = config_folders(parsed)
-    if parsed.multirun and not parsed.cfg:
+    if parsed.multirun:
         jobs = plan_sweep(parsed.overrides, folders, parsed.config_name)
         runner.choose_engine(parsed.overrides, jobs[0].directory.parent)
         return jobs
@@ -143,7 +148,7 @@ def with_run_dir(arguments: list[str]) -> list[str]:
 
     A Slurm job's place is its number and its command: the job that is requeued finds what it has begun.
     """
-    sweep = any(argument in ("-m", "--multirun") for argument in arguments)
+    sweep = _parse(arguments).multirun
     if any(argument.lstrip("+").startswith("run_dir=") for argument in arguments):
         return arguments
     job = slurm_job()

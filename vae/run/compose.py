@@ -4,6 +4,7 @@ Imports no torch: that is left to the check of a part's keys.
 """
 
 import argparse
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -97,10 +98,10 @@ def config_folders(parsed: argparse.Namespace) -> list[str]:
         if key_of(override) == "hydra.searchpath":
             value = OverridesParser.create().parse_override(override).value()
             folders += list(map(str, value)) if isinstance(value, list) else [str(value)]
-    return [_config_folder(folder) for folder in folders]
+    return [_config_folder(folder, parsed.config_name) for folder in folders]
 
 
-def _config_folder(folder: str) -> str:
+def _config_folder(folder: str, config_name: str | None) -> str:
     """Raises InputError for a folder that is not there, which Hydra would pass over."""
     path = Path(folder.removeprefix("file://")).expanduser()
     if folder.startswith("pkg://"):
@@ -109,8 +110,10 @@ def _config_folder(folder: str) -> str:
         found, place = bool(folder) and path.is_dir(), str(path)
     if not found:
         raise InputError(f"--config-dir={folder}: is not a folder; give one that holds YAML files by group")
-    for group in groups() if place == str(path) else ():
-        for file in sorted(Path(path, group).glob("*.yaml")):
+    if place == str(path):
+        chosen = [path / f"{config_name or 'config'}.yaml"]
+        below = itertools.chain.from_iterable(path.joinpath(group).rglob("*.yaml") for group in top_groups())
+        for file in sorted([*filter(Path.exists, chosen), *below]):
             read_yaml(file)  # which refuses a file that Hydra would never come to the end of
     return place
 
@@ -118,6 +121,10 @@ def _config_folder(folder: str) -> str:
 def groups() -> list[str]:
     """The groups of conf/, as folders in it; "" is conf/ itself."""
     return sorted({str(file.parent.relative_to(CONF)) for file in Path(CONF).rglob("*.yaml")})
+
+
+def top_groups() -> set[str]:
+    return {Path(group).parts[0] for group in groups() if group != "."}
 
 
 def _is_module(name: str) -> bool:

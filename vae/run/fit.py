@@ -45,7 +45,7 @@ def fit(
         run = Run(directory, compose(["data=npz", *given]))
         run_on(run, file, {"images": np.asarray(images)} | ({} if labels is None else {"labels": np.asarray(labels)}))
         parts = (str(value) for key, value in leaves(run.settings.plain) if key.endswith("_target_"))
-        return load_run(directory, trust=tuple(part.partition(".")[0] for part in parts))  # the caller chose them
+        return load_run(directory, trust=tuple(parts))  # the caller chose them
 
 
 def run_on(run: Run, file: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -5,6 +5,7 @@ A command line is its author's own; a run's files may be a stranger's, and to bu
 
 import os
 import re
+import sys
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +42,8 @@ from vae.words import printable
 PART_PLACES = {tuple(group.split(".")) for group in GROUPS}  # where a part of the project may stand
 # torch's own, which take numbers
 TORCH = re.compile(r"torch\.optim(\.lr_scheduler)?\.[A-Z]\w+")
+# packages that hold functions of every kind, torch.hub.load among them: nothing of theirs is trusted by the package
+BY_FULL_NAME = {"vae", "torch", "torchvision", "lightning", "hydra"} | sys.stdlib_module_names
 # a loaded run builds none of them
 LOGGERS = re.compile(r"(lightning\.pytorch\.loggers|vae\.training\.history)\.[A-Z]\w+")
 
@@ -186,8 +189,10 @@ def refuse_untrusted(plain: Plain, trust: Collection[str] = ()) -> None:
                 "of it was executed; restore the file"
             )
         if place[-1] == "_target_" and not is_trusted(place[:-1], value, trust):
-            package = printable(str(value)).partition(".")[0]
-            advice = f'if you trust it, say so: load_run(..., trust=("{package}",)) or --trust {package}'
+            name = printable(str(value))
+            package = name.partition(".")[0]
+            named = name if package in BY_FULL_NAME else package
+            advice = f'if you trust it, say so: load_run(..., trust=("{named}",)) or --trust {named}'
             nested = not is_place(place[:-1])
             raise InputError(
                 f"{entry}: the run's config.yaml names a part "
@@ -211,7 +216,8 @@ def is_trusted(place: tuple[str, ...], target: Any, trust: Collection[str]) -> b
         place[0] == "logger" and LOGGERS.fullmatch(name)
     ):
         return True
-    if not any(name == one or name.startswith(f"{one}.") for one in trust):
+    by_package = name.partition(".")[0] not in BY_FULL_NAME
+    if name not in trust and not any(by_package and name.startswith(f"{package}.") for package in trust):
         return False
     find_own_modules([name])
     home = getattr(import_target(".".join(place), name), "__module__", "")

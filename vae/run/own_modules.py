@@ -4,13 +4,14 @@ The working directory itself is never on the path. Libraries import optional pac
 `dill.py` of somebody else's may lie beside a run. Imports nothing of the project, as `vae/__init__.py` calls it.
 """
 
+import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-VARIABLE = "VAE_OWN_MODULES"  # FOLDER:NAME:NAME, for the processes that this one starts
+VARIABLE = "VAE_OWN_MODULES"  # [folder, name, ...] as JSON, for the processes that this one starts
 
 
 class OwnModules:
@@ -47,10 +48,10 @@ def find_own_modules(targets: Iterable[str]) -> None:
         finder = OwnModules(os.getcwd())
         sys.meta_path[:] = [*(one for one in sys.meta_path if not isinstance(one, OwnModules)), finder]
     finder.names |= names
-    os.environ[VARIABLE] = os.pathsep.join([finder.folder, *sorted(finder.names)])
+    os.environ[VARIABLE] = json.dumps([finder.folder, *sorted(finder.names)])
 
 
 def find_those_of_the_parent() -> None:
     """In a process that another of ours started: what that one may find."""
-    folder, *names = os.environ[VARIABLE].split(os.pathsep)
+    folder, *names = json.loads(os.environ[VARIABLE])
     sys.meta_path.append(OwnModules(folder, names))

@@ -43,6 +43,7 @@ def begin_command() -> None:
     standard output is replaced by one that swallows all, so that no data file takes its number.
     """
     os.environ["PYTHONSAFEPATH"] = "1"
+    _forget_working_directory()
     for name in RANKS:
         if not os.environ.get(name, "0").isdecimal():
             text_ranks[name] = os.environ.pop(name)  # Lightning cannot even be imported with one
@@ -55,6 +56,15 @@ def begin_command() -> None:
     out = sys.__stdout__
     if out is not None and sys.stdout is out and not out.isatty():
         sys.stdout = PatientOutput(out.buffer, out.encoding, out.errors)
+
+
+def _forget_working_directory() -> None:
+    """An empty entry in PYTHONPATH, as in `PYTHONPATH=$PYTHONPATH:/lib`, stands for the working directory."""
+    places = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if "" in places and len(places) > 1:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))
+        here = {os.getcwd()} - {str(Path(__file__).parents[2])}
+        sys.path[:] = [place for place in sys.path if place not in here]
 
 
 class PatientOutput(io.TextIOWrapper):
@@ -201,6 +211,12 @@ class TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]  # it wr
             self.flush()
 
 
+def require_own(file: Path) -> None:
+    """Raises InputError for a link or pipe in the place of a run's file: lines would go where its author wants."""
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        raise InputError(f"{file}: is a link or no plain file; remove it")
+
+
 class LogFile(logging.FileHandler):
     """train.log: on a full disk the terminal alone gets the line, instead of a trace of the handler."""
 
@@ -223,6 +239,7 @@ def log_to(file: Path | None) -> None:
         screen.setFormatter(logging.Formatter("%(message)s"))
         root.addHandler(screen)
     if file is not None:
+        require_own(file)
         written = LogFile(file)
         written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         root.addHandler(written)

@@ -53,7 +53,7 @@ class Outcome:
 
     @property
     def was_stopped(self) -> bool:
-        return self.code > 2
+        return self.code > 128
 
 
 Engine = Callable[[Sequence[Job], float], Iterator[Outcome]]
