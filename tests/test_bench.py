@@ -105,6 +105,7 @@ def test_a_group_that_cannot_be_measured_is_refused(group: str, overrides: list[
     assert str(refused.value).startswith(line)
 
 
+@pytest.mark.slow
 def test_a_schedule_of_the_whole_run_follows_the_turns(capsys: pytest.CaptureFixture[str]) -> None:
     bench.main([*TINY, "scheduler=one_cycle", "trainer.max_epochs=1"], 1, False, True)
     assert json.loads(capsys.readouterr().out)["epochs"] == 1

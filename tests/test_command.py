@@ -47,7 +47,8 @@ def test_help_names_every_group_option_and_key_before_torch_is_imported() -> Non
         options = {path.stem for path in folder.glob("*.yaml")} - {"base"}
         assert set(line[1].split(", ")) == options
     for example in re.findall(r"^ *python train\.py (.*?)(?:   .*)?$", text, re.MULTILINE):
-        command.check(command.prepare(example.split()))
+        if "sweep=" not in example:  # tests/test_presets.py composes every run of a preset
+            command.check(command.prepare(example.split()))
     for key in ("latent_dim", "run_dir", "data.root", "optimizer.lr", "trainer.max_epochs", "model.encoder.hidden"):
         assert key in text
 

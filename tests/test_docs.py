@@ -32,6 +32,9 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True)[2:] for line in lines if line.startswith("python train.py")]
 
 
+EVERY_COMMAND = [list(command) for command in dict.fromkeys(tuple(c) for page in PAGES for c in commands(page))]
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A person's working folder: the package of docs/extending.md, and the configuration that the README names."""
@@ -47,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize("arguments", [c for page in PAGES for c in commands(page)], ids=" ".join)
+@pytest.mark.parametrize("arguments", EVERY_COMMAND, ids=" ".join)
 def test_every_command_is_accepted(arguments: list[str]) -> None:
     command.check(command.prepare(arguments))
 
