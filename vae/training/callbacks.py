@@ -37,7 +37,8 @@ class SlowdownWatch(Callback):
         self.seconds.append(time.process_time() - self.since)
         self.since = None
         first, last = min(self.seconds[:2]), self.seconds[-1]
-        if len(self.seconds) > 2 and last > max(SLOWER * first, first + NOTICED):
+        # two in a row: a busy machine makes threads wait for one another, which costs processor time as well
+        if len(self.seconds) > 3 and min(self.seconds[-2:]) > max(SLOWER * first, first + NOTICED):
             line = "epoch %d took %.1f processor seconds, the first %.1f; likely cause: %s"
             denormals = "denormal numbers, which this processor does not flush"
             cause = denormals if keeps_denormals() else "a throttled processor, or one that shares its cores"
